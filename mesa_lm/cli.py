@@ -1,0 +1,133 @@
+"""The `mesa-lm` command: plot results and list the methods. Evaluation itself is the stock `lm_eval` command."""
+
+import json
+import logging
+import sys
+from dataclasses import fields
+from inspect import formatannotation, getdoc
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from mesa_lm import __version__
+from mesa_lm.errors import MesaError
+
+app = typer.Typer(
+    help="Tools around extrapolation methods; evaluate them with `lm_eval --model mesa-hf`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line: exit status 2 and one line on stderr for wrong input."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app(prog_name="mesa-lm")
+    except MesaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options of the command itself."""
+
+
+@app.command()
+def plot(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS",
+            help="Results files of `lm_eval --output_path`, or folders that hold some.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to draw: .png, .svg or .pdf. Default: ./TASK_METRIC.png.", show_default=False),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Metric to draw.")] = "acc",
+    task: Annotated[
+        str | None, typer.Option(help="Task group to draw, where the results hold several.", show_default=False)
+    ] = None,
+) -> None:
+    """Draw a metric against input length.
+
+    One line per model and method, with 95% confidence intervals. Of several results of one model, method, task and
+    length the newest is drawn. Prints the path of the picture.
+    """
+    from mesa_lm.plots import draw
+    from mesa_lm.results import read, select
+
+    cells = select(read(results), metric, task)
+    path = out or Path(f"{cells[0].task}_{metric}.png")
+    draw(cells, path)
+    print(path)
+
+
+@app.command()
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """List the methods with their parameters.
+
+    Every method with its source, and every parameter with its default and meaning.
+    """
+    from mesa_lm.methods import methods as known_methods
+
+    described = {name: _describe(method) for name, method in known_methods().items()}
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    _print_tables(described)
+
+
+def _describe(method: type[Any]) -> dict[str, Any]:
+    """Return a method's purpose, source and parameters, taken from its docstring and fields."""
+    purpose, *rest = (getdoc(method) or "").split("\n")
+    types = get_type_hints(method)
+    _, _, source = "\n".join(rest).partition("Source:")
+    return {
+        "purpose": purpose,
+        "source": " ".join(source.split("\n\n")[0].split()),
+        "parameters": {
+            field.name: {
+                "type": formatannotation(types[field.name]),
+                "default": field.default,
+                "help": field.metadata["help"],
+            }
+            for field in fields(method)
+        },
+    }
+
+
+def _print_tables(described: dict[str, dict[str, Any]]) -> None:
+    """Print the methods for a reader."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for name, method in described.items():
+        console.print(Text.assemble((name, "bold"), f": {method['purpose']}"))
+        console.print(Text(f"source: {method['source']}"))
+        table = Table("parameter", "default", "meaning")
+        for parameter, about in method["parameters"].items():
+            table.add_row(Text(parameter), Text(str(about["default"])), Text(about["help"]))
+        console.print(table if table.row_count else Text("no parameters"))
+        console.print()

@@ -1,0 +1,203 @@
+"""Let lm-eval find this project's tasks, and run a group once per length.
+
+A group's YAML makes a *length group* by three entries of its metadata:
+
+    lengths: [512, 1024]              # tokens; the default, `--metadata '{"lengths": [...]}'` changes it
+    length_task: _length.yaml         # beside the group's YAML: the task to run at each length, without `task:`
+    check: !function utils.check      # called with the user's metadata, raises MesaError; runs before a model is loaded
+
+Each length is a task `<group>_<label>`, labelled `4k` for multiples of 1024 and by its number otherwise. Any length can
+be asked for by name, with either label. The task's `custom_dataset` function is given it as `length=`.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeGuard
+
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.tasks.manager import TaskManager as StockTaskManager
+
+from mesa_lm.errors import MesaError, UsageError
+
+
+def tasks_path() -> Path:
+    """Return the folder of this project's tasks: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "tasks"
+    return installed if installed.is_dir() else package.parent / "tasks"
+
+
+def length_name(group: str, length: int) -> str:
+    """Return the name of the task that runs a length group at one length.
+
+    Args:
+        group: Name of the group.
+        length: Tokens.
+
+    Returns:
+        For example `passkey_long_4k` for 4096 and `passkey_long_3000` for 3000.
+    """
+    label = f"{length // 1024}k" if length % 1024 == 0 else str(length)
+    return _LengthName(f"{group}_{label}")
+
+
+def split_length_name(name: str) -> tuple[str, int]:
+    """Return the group and the length, in tokens, that a name asks for; the length is 0 where it names none."""
+    match = re.fullmatch(r"(.+)_([1-9]\d*)(k?)", name)
+    if match is None:
+        return name, 0
+    group, number, thousand = match.groups()
+    return group, int(number) * (1024 if thousand else 1)
+
+
+class _LengthName(str):
+    """A task name that sorts by length, because lm-eval sorts the rows of its results table by name."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: str) -> bool:
+        return split_length_name(self) < split_length_name(other)
+
+
+@dataclass
+class _LengthEntry(Entry):
+    """A group or task of lm-eval's index with something added to what its YAML says."""
+
+    added: dict[str, Any] = field(default_factory=dict)
+
+
+class _Factory(TaskFactory):
+    """lm-eval's factory of tasks and groups, minding what `_LengthEntry` adds."""
+
+    def _load_full_config(self, entry: Entry, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+        if isinstance(entry, _LengthEntry):
+            overrides = entry.added | (overrides or {})
+        config: dict[str, Any] = super()._load_full_config(entry, overrides)
+        return config
+
+
+class TaskManager(StockTaskManager):
+    """lm-eval's task manager, which also knows this project's tasks and length groups."""
+
+    def __init__(
+        self,
+        verbosity: str | None = None,
+        include_path: str | Path | Sequence[str | Path] | None = None,
+        include_defaults: bool = True,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Index all tasks.
+
+        Args:
+            verbosity: Deprecated by lm-eval.
+            include_path: Folders of the user's tasks; they take precedence over this project's.
+            include_defaults: Whether to index lm-eval's own tasks.
+            metadata: Options of the tasks, together with the arguments of the model.
+        """
+        _report_errors_in_one_line()
+        chosen = [include_path] if isinstance(include_path, str | Path) else include_path or []
+        others = [path for path in chosen if Path(path).resolve() != tasks_path()]
+        super().__init__(verbosity, [tasks_path(), *others], include_defaults, metadata)
+        self.include_path = include_path
+        self._factory = _Factory(meta=metadata)
+        self._length_groups: dict[str, Entry] = {
+            name: entry
+            for name, entry in self._index.items()
+            if entry.kind is Kind.GROUP and "length_task" in (entry.cfg.get("metadata") or {})
+        }
+        self._children = {
+            name: [length_name(name, length) for length in self._lengths(entry)]
+            for name, entry in self._length_groups.items()
+        }
+        for name, children in self._children.items():
+            for child in children:
+                self._add_length(child)
+            self._index[name] = _LengthEntry(**vars(self._length_groups[name]), added={"task": children})
+
+    def match_tasks(self, task_list: list[str]) -> list[str]:
+        """Return the names that match the patterns, and check the options of the length groups among them.
+
+        Args:
+            task_list: Names and glob patterns. A pattern that matches a length group as well as its lengths stands
+                for the group, because lm-eval runs no task twice.
+
+        Returns:
+            The names; the lengths of a group are in ascending order.
+
+        Raises:
+            MesaError: An option of a matched length group is wrong.
+        """
+        for name in task_list:
+            self._add_length(name)
+        names: list[str] = super().match_tasks(task_list)
+        covered = {child for name in names for child in self._children.get(name, ())}
+        names = [name for name in names if name in task_list or name not in covered]
+        for name in names:
+            self._check(name)
+        return names
+
+    def _load_spec(self, spec: Any) -> Any:
+        if isinstance(spec, str):
+            self._add_length(spec)
+            self._check(spec)
+        return super()._load_spec(spec)
+
+    def _add_length(self, name: str) -> None:
+        """Index a task of a length group, if that is what the name stands for."""
+        group, length = split_length_name(name)
+        if not length or group not in self._length_groups or name in self._index:
+            return
+        entry = self._length_groups[group]
+        name = _LengthName(name)
+        self._index[name] = _LengthEntry(
+            name=name,
+            kind=Kind.TASK,
+            yaml_path=entry.yaml_path.parent / entry.cfg["metadata"]["length_task"],
+            added={"task": name, "dataset_kwargs": {"length": length}},
+        )
+        self._all_tasks.append(name)
+        self._all_subtasks.append(name)
+
+    def _lengths(self, group: Entry) -> list[int]:
+        """Return the lengths to run a group at, in ascending order; wrong ones are left to `_check`."""
+        chosen = (self.metadata or {}).get("lengths")
+        lengths: list[int] = chosen if _is_lengths(chosen) else group.cfg["metadata"]["lengths"]
+        return sorted(set(lengths))
+
+    def _check(self, name: str) -> None:
+        """Raise MesaError where the user's metadata does not suit the length group that a name belongs to."""
+        group = self._length_groups.get(name) or self._length_groups.get(split_length_name(name)[0])
+        if group is None:
+            return
+        metadata = self.metadata or {}
+        if "lengths" in metadata and not _is_lengths(metadata["lengths"]):
+            raise UsageError(
+                f"{group.name}: lengths must be a list of whole numbers of tokens, each at least 1, "
+                f"such as [4096, 8192]; found {metadata['lengths']!r}"
+            )
+        load_yaml(group.yaml_path)["metadata"]["check"](metadata)
+
+
+def _is_lengths(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and bool(value) and all(type(item) is int and item > 0 for item in value)
+
+
+def _report_errors_in_one_line() -> None:
+    """Print a MesaError that ends the lm-eval command as one line; elsewhere, and for other errors, nothing changes."""
+    command = Path(sys.argv[0])
+    in_command = command.stem in ("lm_eval", "lm-eval") or command.parts[-2:] == ("lm_eval", "__main__.py")
+    if in_command and sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _print_error
+
+
+def _print_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if isinstance(error, MesaError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)

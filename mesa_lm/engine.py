@@ -1,0 +1,86 @@
+"""Attention from stock kernels: without any mask, and exact merging of partial results.
+
+A causal pass of new tokens over cached ones is two kernel calls, all cached keys without a mask and the new keys
+square-causal, joined through their log-sum-exp. So no mask or score matrix of the input's length ever exists.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_QUERY_BLOCK = 256  # queries at a time where no fused kernel is available; bounds the scores in memory
+
+
+class Partial(NamedTuple):
+    """Attention over a part of the keys.
+
+    Attributes:
+        output: (batch, num_heads, q_len, head_dim), normalised within the part.
+        lse: (batch, num_heads, q_len), log of the sum of the exponentiated scores, at least float32.
+    """
+
+    output: Tensor
+    lse: Tensor
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Partial:
+    """Attend to all keys, or causally to as many keys as there are queries.
+
+    Args:
+        query: (batch, num_heads, q_len, head_dim).
+        key: (batch, num_kv_heads, kv_len, head_dim); num_kv_heads divides num_heads.
+        value: (batch, num_kv_heads, kv_len, head_dim).
+        scaling: Factor of the scores.
+        causal: Query i sees keys 0..i; needs q_len == kv_len. Else every query sees every key.
+    """
+    batch, num_heads, q_len, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    if num_heads == num_kv_heads:
+        return _kernel(query, key, value, scaling, causal)
+    groups = num_heads // num_kv_heads
+    if causal:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        return _kernel(query, key, value, scaling, causal)
+    # Without a mask the heads that share keys are just more queries: nothing is expanded.
+    folded = query.reshape(batch, num_kv_heads, groups * q_len, head_dim)
+    output, lse = _kernel(folded, key, value, scaling, causal)
+    return Partial(output.reshape(batch, num_heads, q_len, head_dim), lse.reshape(batch, num_heads, q_len))
+
+
+def merge(one: Partial, other: Partial) -> Tensor:
+    """Return attention over the union of two disjoint sets of keys, (batch, num_heads, q_len, head_dim).
+
+    Source:
+        FlashAttention, arXiv 2205.14135, section 3.1: softmax over a concatenation.
+    """
+    weight = torch.sigmoid(other.lse - one.lse).unsqueeze(-1)
+    return torch.lerp(one.output.to(weight.dtype), other.output.to(weight.dtype), weight).to(one.output.dtype)
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Partial:
+    aten = torch.ops.aten
+    if query.device.type == "cpu":
+        return Partial(*aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling))
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.device.type == "cuda" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
+        output, lse, *_ = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scaling)
+        return Partial(output, lse)
+    return _blockwise(query, key, value, scaling, causal)
+
+
+def _blockwise(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Partial:
+    """Plain matrix products in float32, a block of queries at a time, for devices and dtypes without a kernel."""
+    q_len, kv_len = query.shape[-2], key.shape[-2]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    outputs, sums = [], []
+    for start in range(0, q_len, _QUERY_BLOCK):
+        block = query[..., start : start + _QUERY_BLOCK, :]
+        scores = (block.to(dtype) @ key.to(dtype).transpose(-1, -2)) * scaling
+        if causal:
+            index = torch.arange(start, start + block.shape[-2], device=query.device)
+            future = torch.arange(kv_len, device=query.device) > index[:, None]
+            scores = scores.masked_fill(future, -torch.inf)
+        sums.append(scores.logsumexp(-1))
+        outputs.append((scores.softmax(-1) @ value.to(dtype)).to(query.dtype))
+    return Partial(torch.cat(outputs, dim=-2), torch.cat(sums, dim=-1))

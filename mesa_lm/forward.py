@@ -1,0 +1,219 @@
+"""One forward call under a method: which passes it takes, and how their logits become the call's result.
+
+Every row of the batch is treated by its own length; padding is skipped, not computed.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mesa_lm.cache import WovenCache
+from mesa_lm.errors import ModelError
+from mesa_lm.methods.base import Method
+from mesa_lm.prefill import Append, MiddleChunks
+from mesa_lm.rotary import Rotary
+
+# Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
+PASS_TOKENS = 8192
+
+RunPass = Callable[[Append | MiddleChunks, dict[str, Tensor], int | Tensor], Tensor]
+
+
+class Forward:
+    """The work of one call of an extrapolated model's forward.
+
+    Attributes:
+        longest: Most tokens that any row has after the call, cached ones included.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        rotary: Rotary,
+        run_pass: RunPass,
+        *,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        use_cache: bool,
+        logits_to_keep: int | Tensor,
+    ) -> None:
+        """Look at the call's arguments; nothing is computed yet.
+
+        Args:
+            method: Bound to the model.
+            rotary: The model's frequencies.
+            run_pass: Runs the model's own forward for a pass: the pass, the tokens as keyword argument and the
+                positions whose logits are wanted (0 for all, else a (rows, len) mask); returns logits.
+            input_ids: (batch, new) or None.
+            inputs_embeds: (batch, new, hidden) or None.
+            attention_mask: (batch, cached + new), 0 for padding; None for no padding.
+            position_ids: (batch or 1, new) or None; only checked.
+            cache: Filled by earlier calls, or empty, or None.
+            use_cache: Whether the result carries a cache.
+            logits_to_keep: As in transformers: number of last columns (0: all) or a 1-D tensor of columns.
+
+        Raises:
+            ModelError: Neither or both of input_ids and inputs_embeds are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ModelError("give exactly one of input_ids and inputs_embeds")
+        self._name = "inputs_embeds" if input_ids is None else "input_ids"
+        tokens = inputs_embeds if input_ids is None else input_ids
+        assert tokens is not None
+        self._method, self._rotary, self._run_pass, self._tokens = method, rotary, run_pass, tokens
+        self._cache, self._use_cache, self._logits_to_keep = cache, use_cache, logits_to_keep
+        self._position_ids = position_ids
+        self._batch, self._new = tokens.shape[:2]
+        self._past = cache.get_seq_length() if cache is not None else 0
+        self._mask = attention_mask
+        self._logits: Tensor | None = None
+        self.longest = self._past + self._new
+
+    def is_untouched(self) -> bool:
+        """Tell whether the untouched model gives the call's result: every row is short enough for that."""
+        if isinstance(self._cache, WovenCache):
+            return False
+        if self._method.is_untouched(self.longest, cached=self._past > 0):
+            return True
+        if self._mask is not None and self._mask.ndim == 2:
+            self.longest = int(self._mask.sum(-1).max())
+        return self._method.is_untouched(self.longest, cached=self._past > 0)
+
+    def run(self) -> CausalLMOutputWithPast:
+        """Compute logits and cache.
+
+        Raises:
+            ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
+        """
+        cached, columns = self._columns()
+        self._check_positions(columns)
+        cache = self._take_cache(cached)
+        kept = self._kept_columns()
+        self._slot = torch.full((self._new,), -1)  # column -> place among the kept ones
+        self._slot[kept.unique()] = torch.arange(len(kept.unique()))
+        counts = [len(indices) for indices in columns]
+        for is_prompt, count in sorted({(cache.rows[i].length == 0, counts[i]) for i in range(self._batch)}):
+            rows = [i for i in range(self._batch) if (cache.rows[i].length == 0, counts[i]) == (is_prompt, count)]
+            if count == 0:
+                continue
+            step = self._append if not is_prompt else self._prefill
+            for group in _split(rows, max(1, PASS_TOKENS // min(count, self._longest_piece()))):
+                step(cache, group, torch.stack([columns[row] for row in group]))
+        if self._logits is None:
+            raise ModelError("attention_mask hides every new token")
+        if not isinstance(self._logits_to_keep, int):
+            self._logits = self._logits[:, self._slot[kept].to(self._logits.device)]
+        cache.columns = self._past + self._new
+        return CausalLMOutputWithPast(logits=self._logits, past_key_values=cache if self._use_cache else None)
+
+    def _prefill(self, cache: WovenCache, rows: list[int], columns: Tensor) -> None:
+        """Run prompts of one length, by chunks if the method cuts them."""
+        prompt_len = columns.shape[1]
+        for row in rows:
+            cache.rows[row].prompt_len = prompt_len
+        layout = self._method.layout(prompt_len)
+        if layout is None:
+            self._run(Append(cache, rows, prompt_len, self._method, self._rotary), rows, columns)
+            return
+        last = prompt_len - layout.last_start
+        weave = self._method.weave(prompt_len, last, prompt_len, None)
+        first = Append(cache, rows, layout.first, self._method, self._rotary)
+        self._run(first, rows, columns[:, : layout.first])
+        for block in layout.blocks(PASS_TOKENS // len(rows)):
+            middle = MiddleChunks(cache, rows, layout.first, block, weave, self._rotary)
+            part = columns[:, block.start : block.start + block.width * block.chunks]
+            self._run(middle, [row for row in rows for _ in range(block.chunks)], part.reshape(-1, block.width))
+        if weave is not None:
+            for row in rows:
+                cache.reweave(row, weave, self._rotary, end=layout.first)
+        end = Append(cache, rows, last, self._method, self._rotary)
+        self._run(end, rows, columns[:, layout.last_start :])
+
+    def _append(self, cache: WovenCache, rows: list[int], columns: Tensor) -> None:
+        """Run new tokens of rows that have a cache, moving its keys where the method says so."""
+        for part in columns.split(self._longest_piece(), dim=1):
+            count = part.shape[1]
+            for row in rows:
+                state = cache.rows[row]
+                weave = self._method.weave(state.length + count, count, state.prompt_len, state.weave)
+                if weave is not None:
+                    cache.reweave(row, weave, self._rotary)
+            self._run(Append(cache, rows, count, self._method, self._rotary), rows, part)
+
+    def _run(self, current: Append | MiddleChunks, rows: list[int], columns: Tensor) -> None:
+        """Run one pass and put its wanted logits into the result.
+
+        Args:
+            current: The pass.
+            rows: Batch row of each row of the pass.
+            columns: (rows of the pass, len) input columns of its tokens.
+        """
+        place = torch.tensor(rows)
+        device = self._tokens.device
+        tokens = self._tokens[place[:, None].to(device), columns.to(device)]
+        slot = self._slot[columns]
+        wanted = slot >= 0
+        everything = bool(wanted.all())
+        logits = self._run_pass(current, {self._name: tokens}, 0 if everything else wanted)
+        current.finish()
+        if self._logits is None:
+            self._logits = logits.new_zeros(self._batch, int(self._slot.max()) + 1, logits.shape[-1])
+        if bool(wanted.any()):
+            target = place[:, None].expand_as(columns)[wanted].to(logits.device), slot[wanted].to(logits.device)
+            self._logits[target] = logits.flatten(0, -2)
+
+    def _longest_piece(self) -> int:
+        return self._method.longest_append or self._new
+
+    def _columns(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return for each row the columns of its cached and of its new tokens, counted from the first new one."""
+        total = self._past + self._new
+        if self._mask is None:
+            return [torch.arange(self._past)] * self._batch, [torch.arange(self._new)] * self._batch
+        if self._mask.shape != (self._batch, total):
+            raise ModelError(
+                f"attention_mask must be 2-D and cover cached and new tokens, ({self._batch}, {total}), beyond the "
+                f"training length; found {tuple(self._mask.shape)}"
+            )
+        mask = self._mask.bool().cpu()
+        return [row[: self._past].nonzero()[:, 0] for row in mask], [row[self._past :].nonzero()[:, 0] for row in mask]
+
+    def _check_positions(self, columns: list[Tensor]) -> None:
+        """Refuse position_ids that are not consecutive over a row's tokens; where they start makes no difference."""
+        if self._position_ids is None:
+            return
+        positions = self._position_ids.cpu().expand(self._batch, -1)
+        for row, indices in enumerate(columns):
+            if bool((positions[row, indices].diff() != 1).any()):
+                raise ModelError(f"position_ids must count a row's tokens one by one; row {row} does not")
+
+    def _take_cache(self, cached: list[Tensor]) -> WovenCache:
+        if isinstance(self._cache, WovenCache):
+            if len(self._cache.rows) != self._batch:
+                raise ModelError(f"the cache holds {len(self._cache.rows)} rows, the input has {self._batch}")
+            return self._cache
+        if self._cache is None or self._past == 0:
+            return WovenCache(self._batch)
+        return WovenCache.from_rotated(self._cache, cached)
+
+    def _kept_columns(self) -> Tensor:
+        """Return the columns whose logits are wanted, in the order asked for."""
+        if isinstance(self._logits_to_keep, int):
+            return torch.arange(self._new)[-self._logits_to_keep :]
+        if self._logits_to_keep.ndim != 1:
+            raise ModelError(
+                "logits_to_keep must be an integer or a 1-D tensor beyond the training length, found "
+                f"{self._logits_to_keep.ndim} dimensions"
+            )
+        return torch.arange(self._new)[self._logits_to_keep.cpu()]
+
+
+def _split(rows: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -1,0 +1,149 @@
+"""The lm-eval model `mesa-hf`: lm-eval's `hf` with an extrapolation method and without truncation."""
+
+import inspect
+import json
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lm_eval.api.registry import model_registry
+from lm_eval.models.huggingface import HFLM
+
+from mesa_lm import __version__
+from mesa_lm.demo import MODEL_PATH
+from mesa_lm.errors import MethodError, ModelError, UsageError
+from mesa_lm.methods import Origin, train_length_of
+from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
+from mesa_lm.patching import check_supported, extrapolate
+from mesa_lm.scoring import UncutHFLM
+
+# Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
+logger = logging.getLogger("lm_eval.models.mesa_hf")
+
+HF_KEYWORDS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}
+
+
+class MesaHFLM(UncutHFLM):
+    """lm-eval's `hf` running an extrapolation method.
+
+    It differs from `hf` in this:
+
+    * Without `pretrained` it runs the demo model that ships with the package.
+    * Nothing is truncated unless `max_length` is given; samples that then do not reach the model whole are counted
+      in the saved results. `loglikelihood_rolling` scores a document as one window.
+    * A batch is padded under an attention mask, and only the scored positions' logits are computed, so that the
+      answers depend neither on batch size nor on order. Method `origin` is exempt: it makes `hf`'s own calls, and
+      its results are those of `hf` to the last bit for every request that `hf` does not truncate.
+    * `batch_size=auto` tries the longest request there is, not one of `max_length` tokens.
+    * An answer cache (`--use_cache`) of another model or method is refused instead of served.
+    """
+
+    def __init__(self, pretrained: Any = None, method: str = "mesa", **kwargs: Any) -> None:
+        """Load a model and attach a method to it.
+
+        Args:
+            pretrained: As for `hf`: a folder, a name on the Hugging Face hub or a model; None: the demo model.
+            method: The name of the method, one of `mesa_lm.methods()`.
+            **kwargs: The method's parameters, and everything that `hf` accepts.
+
+        Raises:
+            MethodError: Unknown method or parameter, or a value out of range.
+            ModelError: A missing model, or one on which the method cannot run. All are raised before weights load.
+        """
+        self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
+        self.stock_calls = isinstance(self.method, Origin)
+        if pretrained is None:
+            logger.info("No pretrained= given: running the demo model that ships with mesa-lm")
+            pretrained = str(MODEL_PATH)
+        if isinstance(pretrained, str):
+            pretrained = checked_source(pretrained)
+        elif not isinstance(pretrained, torch.nn.Module):
+            raise ModelError(f"pretrained must be a folder, a name on the hub or a model, found {pretrained!r}")
+        if not torch.cuda.is_available():
+            others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
+        super().__init__(pretrained=pretrained, **others)
+        if not self.stock_calls:
+            extrapolate(self.model, self.method)
+
+    # Loading. HFLM calls these in order: config, backend, tokenizer, model.
+
+    def _get_config(self, pretrained: str, **kwargs: Any) -> None:
+        with one_line_errors("model", pretrained):
+            super()._get_config(pretrained, **kwargs)
+
+    def _get_backend(self, config: Any, **kwargs: Any) -> None:
+        super()._get_backend(config=config, **kwargs)
+        if self.backend != "causal":
+            raise ModelError(
+                f"mesa-hf runs causal language models only, found {config.model_type!r}, an encoder-decoder model; "
+                "use --model hf"
+            )
+        if not self.stock_calls:
+            check_supported(config)
+            self.method = self.method.resolve(config)
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
+        named = next((source for source in (tokenizer, pretrained) if isinstance(source, str)), "of the given model")
+        with one_line_errors("tokenizer", named):
+            super()._create_tokenizer(pretrained, tokenizer, **kwargs)
+
+    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
+        with one_line_errors("model", pretrained), refused_keyword(self.method.name, kwargs, HF_KEYWORDS):
+            super()._create_model(pretrained=pretrained, **kwargs)
+
+    # Results.
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what lm-eval saves about the model, with the method under `mesa_lm`.
+
+        Its `truncated_samples` counts the samples that did not reach the model whole because of `max_length`.
+        """
+        info: dict[str, Any] = super().get_model_info()
+        described = self._describe()
+        info["mesa_lm"] = {**described, "version": __version__, "truncated_samples": self.truncated_samples}
+        return info
+
+    def _describe(self) -> dict[str, Any]:
+        """What determines an answer, beside the request."""
+        parameters = asdict(self.method)
+        return {
+            "method": self.method.name,
+            "parameters": parameters,
+            "train_length": parameters.get("train_length") or _train_length(self.config),
+            "pretrained": self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path,
+            "max_length": self._max_length,
+        }
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Accept lm-eval's answer cache if it is this model's and method's own.
+
+        lm-eval looks answers up by the request alone and would serve those of another model or method.
+
+        Raises:
+            UsageError: The cache holds answers of another model or method.
+        """
+        answers = cache_hook.dbdict
+        if answers is not None:
+            identity = {**self._describe(), "revision": self.revision, "peft": self.peft, "delta": self.delta}
+            own = json.dumps({**identity, "dtype": str(self.model.dtype)}, sort_keys=True)
+            found = answers.get("mesa_lm", "another model class" if len(answers) else own)
+            if found != own:
+                raise UsageError(
+                    f"--use_cache names a cache with the answers of {found}, this run is {own}; give another path"
+                )
+            answers["mesa_lm"] = own
+        super().set_cache_hook(cache_hook)
+
+
+# The start-up hook or lm-eval itself may have registered the name already; a second registration is an error there.
+if "mesa-hf" not in model_registry:
+    model_registry.register("mesa-hf", target=MesaHFLM)
+
+
+def _train_length(config: Any) -> int | None:
+    """The training length in tokens; None where the config names none, which matters to no method that runs."""
+    try:
+        return train_length_of(config)
+    except MethodError:
+        return None

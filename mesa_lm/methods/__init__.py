@@ -1,0 +1,38 @@
+"""The methods by name."""
+
+from dataclasses import fields
+from typing import Any
+
+from mesa_lm.errors import MethodError, unknown_name
+from mesa_lm.methods.base import Method, train_length_of
+from mesa_lm.methods.mesa import Mesa
+from mesa_lm.methods.origin import Origin
+
+__all__ = ["Mesa", "Method", "Origin", "make_method", "methods", "train_length_of"]
+
+_METHODS: tuple[type[Method], ...] = (Origin, Mesa)
+
+
+def methods() -> dict[str, type[Method]]:
+    """Return every method's class by its name."""
+    return {method.name: method for method in _METHODS}
+
+
+def make_method(name: str, **options: Any) -> Method:
+    """Create a method from its name and its parameters by name.
+
+    Args:
+        name: One of `methods()`.
+        **options: Parameters; those left out take their defaults.
+
+    Raises:
+        MethodError: Unknown name or parameter, or a value out of range.
+    """
+    known = methods()
+    if name not in known:
+        raise MethodError(unknown_name("method", str(name), known))
+    allowed = [field.name for field in fields(known[name])]
+    for option in options:
+        if option not in allowed:
+            raise MethodError(unknown_name(f"parameter of method {name!r}", option, allowed))
+    return known[name](**options)

@@ -1,0 +1,242 @@
+"""Mesa-Extrapolation: chunk-based triangular attention with Stair PE in the last chunk and in decoding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from mesa_lm.errors import MethodError
+from mesa_lm.methods.base import Method, require_int, train_length_of
+from mesa_lm.positions import Layout, Stair, dynamic_split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PUBLISHED_WIDTH = 50
+# The released code computes no chunk width for prompts that fit and keeps this initial one.
+RELEASED_INITIAL_WIDTH = 1800
+
+
+def _parameter(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesa(Method):
+    """Prefill in chunks that see the first chunk and themselves; weave key positions for the last chunk.
+
+    Parameters left at None follow the model's training length T by rules that give the published constants from
+    T = 2048 on. Key j of a prompt of I tokens is scored at position (I-1) - W(I-1-j); queries keep their index.
+
+    Source: Mesa-Extrapolation, NeurIPS 2024, arXiv 2410.15859; variant "released": the authors' code, which differs.
+    """
+
+    name: ClassVar[str] = "mesa"
+
+    train_length: int | None = _parameter(None, "training length T in tokens; None: from the model's config")
+    first_chunk: int | None = _parameter(None, "first chunk F that every chunk sees; None: min(100, T/20)")
+    last_chunk: int | None = _parameter(None, "shortest last chunk L; None: min(512, T/4)")
+    chunk_width: int | None = _parameter(None, "width of the middle chunks; None: DynamicSplit, at most T - F")
+    split_margin: int | None = _parameter(
+        None, "tokens the last chunk may take above L, M_max; None: min(200, T/10), released 200"
+    )
+    reserve: int = _parameter(0, "weave a growing context this many tokens before T; the released code has 50")
+    extrapolated_position: int | None = _parameter(
+        None, "distance N up to which positions stay linear; None: last_chunk; not in variant released"
+    )
+    extrapolated_width: int | Literal["auto"] = _parameter(
+        "auto", "keys per position step E beyond N; auto: 50, or the smallest width that keeps positions inside T"
+    )
+    log_n: bool = _parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
+    reweave_every: int | None = _parameter(
+        None, "decoded tokens between two computations of the key positions; None: last_chunk; not in variant released"
+    )
+    variant: Literal["paper", "released"] = _parameter("paper", "the paper's definition or the authors' code")
+    first_chunk_cache: int | None = _parameter(
+        None, "tokens that the released code keeps free beside the first chunk; None: first_chunk; only released"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("train_length", "first_chunk", "last_chunk", "chunk_width", "split_margin", "reweave_every"):
+            require_int(self, name, 1, optional=True)
+        for name in ("extrapolated_position", "first_chunk_cache"):
+            require_int(self, name, 0, optional=True)
+        require_int(self, "reserve", 0)
+        if self.extrapolated_width != "auto":
+            require_int(self, "extrapolated_width", 1)
+        if not isinstance(self.log_n, bool):
+            raise MethodError(f"mesa: log_n must be true or false, found {self.log_n!r}")
+        if self.variant not in ("paper", "released"):
+            raise MethodError(f"mesa: variant must be 'paper' or 'released', found {self.variant!r}")
+        foreign = ("extrapolated_position", "reweave_every") if self._released else ("first_chunk_cache",)
+        for name in foreign:
+            if getattr(self, name) is not None:
+                found = getattr(self, name)
+                raise MethodError(
+                    f"mesa: {name} has no meaning in variant {self.variant!r}, found {found!r}; leave it out"
+                )
+
+    @property
+    def _released(self) -> bool:
+        return self.variant == "released"
+
+    def resolve(self, config: Any) -> Self:
+        """Fill in the parameters that depend on T; see `Method.resolve`."""
+        train_length = self.train_length or train_length_of(config)
+        first = _default(self.first_chunk, max(1, min(100, train_length // 20)))
+        last = _default(self.last_chunk, max(1, min(512, train_length // 4)))
+        margin = 200 if self._released else max(1, min(200, train_length // 10))
+        resolved = replace(
+            self,
+            train_length=train_length,
+            first_chunk=first,
+            last_chunk=last,
+            split_margin=_default(self.split_margin, margin),
+            extrapolated_position=None if self._released else _default(self.extrapolated_position, last),
+            reweave_every=None if self._released else _default(self.reweave_every, last),
+            first_chunk_cache=_default(self.first_chunk_cache, first) if self._released else None,
+        )
+        resolved._check_fit()
+        return resolved
+
+    def _check_fit(self) -> None:
+        length, first, last = self._int("train_length"), self._int("first_chunk"), self._int("last_chunk")
+        kept_free = first + (self.first_chunk_cache or 0)
+        if kept_free >= length:
+            raise MethodError(
+                f"mesa: first_chunk (with first_chunk_cache) must leave room in train_length={length}, "
+                f"found {kept_free}; it may be at most {length - 1}"
+            )
+        if self.reserve >= length:
+            raise MethodError(f"mesa: reserve must be below train_length={length}, found {self.reserve}")
+        if self._released:
+            return
+        if first + last > length:
+            raise MethodError(
+                f"mesa: first_chunk + last_chunk must be at most train_length={length}, found {first} + {last}"
+            )
+        if self.chunk_width is not None and first + self.chunk_width > length:
+            raise MethodError(
+                f"mesa: first_chunk + chunk_width must be at most train_length={length}, "
+                f"found {first} + {self.chunk_width}; chunk_width may be at most {length - first}"
+            )
+        near = max(self._int("extrapolated_position"), last)
+        if self.extrapolated_width == "auto" and self._room(near) < 1:
+            raise MethodError(self._no_room(near))
+
+    def is_untouched(self, kv_len: int, cached: bool) -> bool:
+        """See `Method.is_untouched`: everything within T; the released code also splits prompts that fit."""
+        return not self._released and kv_len <= self._int("train_length") - (self.reserve if cached else 0)
+
+    def layout(self, prompt_len: int) -> Layout | None:
+        """Return the chunks of a prompt: by DynamicSplit, or of the given `chunk_width`.
+
+        With a given width, what it leaves over is the last chunk's up to `split_margin` tokens, as in DynamicSplit,
+        else one narrower middle chunk: so chunks stand where they stand whatever follows, and the last stays short.
+
+        Raises:
+            MethodError: In variant released, the given chunk_width lets a middle chunk pass T.
+        """
+        length, first = self._int("train_length"), self._int("first_chunk")
+        if self._released:
+            return self._released_layout(prompt_len)
+        if prompt_len <= length:
+            return None
+        rest = prompt_len - first - self._int("last_chunk")
+        if self.chunk_width is not None:
+            middle, left_over = divmod(rest, self.chunk_width)
+            narrow = left_over if left_over >= self._int("split_margin") else 0
+            return Layout(first=first, width=self.chunk_width, middle=middle, narrow=narrow)
+        width, middle = dynamic_split(
+            prompt_len,
+            first=first,
+            last=self._int("last_chunk"),
+            margin=self._int("split_margin"),
+            room=length - first,
+        )
+        return Layout(first=first, width=width, middle=middle)
+
+    def weave(self, kv_len: int, new: int, prompt_len: int, current: Stair | None) -> Stair | None:
+        """See `Method.weave`: once beyond T, then again after every `reweave_every` decoded tokens."""
+        length = self._int("train_length")
+        if self._released:
+            if kv_len <= length:
+                return None
+            near = (kv_len - 1) % self._released_width(prompt_len)
+            width = PUBLISHED_WIDTH if self.extrapolated_width == "auto" else self.extrapolated_width
+            return Stair(last=kv_len - 1, near=near, width=width, ceil=False)
+        if current is None and kv_len <= length - (self.reserve if kv_len > new else 0):
+            return None
+        if current is not None and kv_len - 1 - current.last < self._int("reweave_every"):
+            return current
+        near = max(self._int("extrapolated_position") if current is None else current.near, new)
+        return Stair(last=kv_len - 1, near=near, width=self._width(kv_len, near), ceil=True)
+
+    @property
+    def longest_append(self) -> int | None:
+        """See `Method.longest_append`: as many tokens as the shortest last chunk; the released code has no bound."""
+        return None if self._released else self._int("last_chunk")
+
+    def query_scale(self, index: Tensor) -> Tensor | None:
+        """Return max(1, ln(index + 1) / ln T), the log-n scaling of the released code."""
+        if not self.log_n:
+            return None
+        scale = (index.float() + 1).log() / math.log(self._int("train_length"))
+        return scale.clamp(min=1)
+
+    def _released_layout(self, prompt_len: int) -> Layout | None:
+        length, first = self._int("train_length"), self._int("first_chunk")
+        width = self._released_width(prompt_len)
+        middle = max(0, -(-(prompt_len - first) // width) - 1)
+        if prompt_len <= first or (prompt_len <= length and middle <= 1):
+            return None  # every piece sees all that precedes it, at linear positions
+        if middle and first + width > length:
+            raise MethodError(
+                f"mesa: first_chunk + chunk_width must be at most train_length={length} for a prompt of "
+                f"{prompt_len} tokens, found {first} + {width}; leave chunk_width out to let it be computed"
+            )
+        return Layout(first=first, width=width, middle=middle)
+
+    def _released_width(self, prompt_len: int) -> int:
+        """The chunk width of the released code, which serves prefill and decoding alike."""
+        if self.chunk_width is not None:
+            return self.chunk_width
+        length, first = self._int("train_length"), self._int("first_chunk")
+        if prompt_len < length - self.reserve:
+            return RELEASED_INITIAL_WIDTH
+        room = length - first - self._int("first_chunk_cache")
+        total, last = prompt_len + self.reserve, self._int("last_chunk")
+        if total < first + last:
+            return room  # the released code divides by zero here
+        width, _ = dynamic_split(total, first=first, last=last, margin=self._int("split_margin"), room=room)
+        return width
+
+    def _width(self, kv_len: int, near: int) -> int:
+        """The given extrapolated width, or 50, or the smallest that keeps positions and drift inside T."""
+        if self.extrapolated_width != "auto":
+            return self.extrapolated_width
+        room = self._room(near)
+        if room < 1:
+            raise MethodError(self._no_room(near))
+        return max(PUBLISHED_WIDTH, -(-(kv_len - 1 - near) // room))
+
+    def _room(self, near: int) -> int:
+        """Steps beyond `near` that stay inside T while up to `reweave_every` tokens are decoded."""
+        return self._int("train_length") - 1 - near - self._int("reweave_every")
+
+    def _no_room(self, near: int) -> str:
+        return (
+            f"mesa: no extrapolated_width keeps positions inside train_length={self.train_length}: {near} linear "
+            f"positions and {self.reweave_every} decoded tokens leave {self._room(near)} steps; "
+            "lower last_chunk, extrapolated_position or reweave_every"
+        )
+
+    def _int(self, name: str) -> int:
+        value = getattr(self, name)
+        assert isinstance(value, int), f"{name} is filled in by resolve()"
+        return value
+
+
+def _default(value: int | None, default: int) -> int:
+    return default if value is None else value

@@ -1,0 +1,134 @@
+"""The passes through the model that a prompt and its continuation are made of.
+
+A pass is handed to the model's attention layers, which give it raw queries and keys; it rotates them, stores the keys
+and attends. Several rows of the batch, and several chunks of a row, go through the model as rows of one pass.
+"""
+
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor
+
+from mesa_lm.cache import WovenCache
+from mesa_lm.engine import attend, merge
+from mesa_lm.methods.base import Method
+from mesa_lm.positions import Block, Stair
+from mesa_lm.rotary import Angles, Rotary, rotate
+
+
+class Append:
+    """New tokens at the end of rows; they see everything cached and, causally, one another."""
+
+    def __init__(self, cache: WovenCache, rows: list[int], new: int, method: Method, rotary: Rotary) -> None:
+        self.cache, self.rows, self.new = cache, rows, new
+        index = torch.stack([torch.arange(new) + cache.rows[row].length for row in rows])  # (rows, new)
+        weaves = [cache.rows[row].weave for row in rows]
+        position = torch.stack([i if w is None else w.position(i) for i, w in zip(index, weaves, strict=True)])
+        self.angles = rotary.angles(position)
+        scale = method.query_scale(index)
+        if scale is not None and bool((scale == 1).all()):
+            scale = None
+        self.scale = None if scale is None else scale.to(rotary.device, rotary.dtype)[:, None, :, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Store keys and values and return the attention output.
+
+        Args:
+            layer: Layer index.
+            query: (rows, num_heads, new, head_dim), unrotated.
+            key: (rows, num_kv_heads, new, head_dim), unrotated.
+            value: Like key.
+            scaling: Factor of the scores.
+
+        Returns:
+            (rows, num_heads, new, head_dim).
+        """
+        query, key = rotate(query, self.angles), rotate(key, self.angles)
+        if self.scale is not None:
+            query = query * self.scale.to(query.device)
+        for i, row in enumerate(self.rows):
+            self.cache.write(layer, row, self.cache.rows[row].length, key[i], value[i])
+        outputs: list[Tensor] = []
+        for start, count in self._runs():
+            past = self.cache.rows[self.rows[start]].length
+            part = slice(start, start + count)
+            cached = slice(self.rows[start], self.rows[start] + count)
+            keys, values = self.cache.keys[layer][cached], self.cache.values[layer][cached]
+            if self.new == 1:
+                seen = past + 1
+                outputs.append(
+                    attend(query[part], keys[:, :, :seen], values[:, :, :seen], scaling, causal=False).output
+                )
+                continue
+            own = attend(query[part], key[part], value[part], scaling, causal=True)
+            if past == 0:
+                outputs.append(own.output)
+            else:
+                before = attend(query[part], keys[:, :, :past], values[:, :, :past], scaling, causal=False)
+                outputs.append(merge(before, own))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """Cut the rows into runs that one kernel call can serve: neighbours in the cache with equally many tokens.
+
+        Returns:
+            For each run its first row, counted within the pass, and its number of rows.
+        """
+        kinds = [(self.cache.rows[row].length, row - i) for i, row in enumerate(self.rows)]
+        counts = [len(list(run)) for _, run in groupby(kinds)]
+        return list(zip([0, *accumulate(counts)], counts, strict=False))
+
+    def finish(self) -> None:
+        """Count the new tokens as cached, after the last layer."""
+        for row in self.rows:
+            self.cache.rows[row].length += self.new
+
+
+class MiddleChunks:
+    """Some middle chunks of equally long prompts; each sees the first chunk and, causally, itself.
+
+    Rows of the pass are ordered by prompt, then by chunk. Their keys attend at local positions and are stored at
+    their woven ones.
+    """
+
+    def __init__(
+        self, cache: WovenCache, rows: list[int], first: int, block: Block, weave: Stair | None, rotary: Rotary
+    ) -> None:
+        """Prepare the pass.
+
+        Args:
+            cache: Holds the first chunk at linear positions.
+            rows: The prompts' rows.
+            first: Length of the first chunk in tokens.
+            block: Which middle chunks.
+            weave: Where their keys are stored; None is linear.
+            rotary: The model's frequencies.
+        """
+        self.cache, self.rows, self.first, self.block = cache, rows, first, block
+        self.local = rotary.angles(torch.arange(first, first + block.width)[None])
+        index = torch.arange(block.start, block.start + block.width * block.chunks).view(block.chunks, block.width)
+        stored = rotary.angles(index if weave is None else weave.position(index))
+        self.stored = Angles(stored.cos.repeat(len(rows), 1, 1), stored.sin.repeat(len(rows), 1, 1))
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Store keys and values and return the attention output; shapes as in `Append.attend`, rows times chunks."""
+        count = self.block.chunks
+        query = rotate(query, self.local)
+        own = attend(query, rotate(key, self.local), value, scaling, causal=True)
+        first_key, first_value = (
+            torch.cat([buffer[layer][row : row + 1, :, : self.first].expand(count, -1, -1, -1) for row in self.rows])
+            for buffer in (self.cache.keys, self.cache.values)
+        )
+        output = merge(attend(query, first_key, first_value, scaling, causal=False), own)
+        key = rotate(key, self.stored)
+        for i, row in enumerate(self.rows):
+            chunks = slice(i * count, (i + 1) * count)
+            # (count, num_kv_heads, width, head_dim) -> (num_kv_heads, count * width, head_dim)
+            row_key, row_value = (states[chunks].transpose(0, 1).flatten(1, 2) for states in (key, value))
+            self.cache.write(layer, row, self.block.start, row_key, row_value)
+        return output
+
+    def finish(self) -> None:
+        """Count the chunks' tokens as cached, after the last layer."""
+        for row in self.rows:
+            self.cache.rows[row].length += self.block.width * self.block.chunks

@@ -1,0 +1,301 @@
+"""lm-eval's `hf` without truncation, scoring inputs of any length; and the arithmetic that this needs."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import Collator, normalize_gen_kwargs
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+# Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
+logger = logging.getLogger("lm_eval.models.mesa_hf")
+
+# What `max_length` answers where the user set none: lm-eval calculates with it, so it has to be a number.
+UNLIMITED = 10**12
+# Positions whose log-probabilities over the vocabulary exist at the same time.
+SOFTMAX_BLOCK = 1024
+# A CPU never reports that a batch is too large, so batch_size=auto keeps to this many tokens a batch there.
+CPU_BATCH_TOKENS = 16384
+
+# What lm-eval scores: the strings (None: not to be cached), the context's and the continuation's tokens.
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
+    """lm-eval's `hf` for long inputs: no truncation, padding under a mask, logits for the scored positions alone.
+
+    Attributes:
+        stock_calls: Make `hf`'s own calls of the model, for results equal to its to the last bit.
+        truncated_samples: Samples that did not reach the model whole because the user set `max_length`.
+    """
+
+    stock_calls = False
+    batch_size_per_gpu: int | str
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Load a model.
+
+        Args:
+            **kwargs: Everything that `hf` accepts.
+        """
+        self.truncated_samples = 0
+        self._cut = 0
+        super().__init__(**kwargs)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that a request may have; unlimited where the user set nothing."""
+        return self._max_length or UNLIMITED
+
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode and pad prompts, each by itself: whether one starts with BOS must not decide for the others.
+
+        Args:
+            strings: The prompts.
+            padding_side: "left" or "right".
+            left_truncate_len: Tokens to keep of each prompt, the last ones; None: all.
+            truncation: Let the tokenizer cut prompts at its own length.
+
+        Returns:
+            Token ids and attention mask, both (batch, length).
+        """
+        encode = super().tok_batch_encode
+        rows = []
+        for string in strings:
+            whole = encode([string])[0][0]
+            row = encode([string], truncation=True)[0][0] if truncation else whole
+            row = row[-left_truncate_len:] if left_truncate_len else row
+            self._cut += len(row) < len(whole)
+            rows.append(row)
+        return padded(rows, padding_side, self.tokenizer.pad_token_id)
+
+    def _add_truncated(self, count: int) -> None:
+        """Add up over all processes how many samples `max_length` cut, and warn once."""
+        count = int(self.all_gather(torch.tensor([count], device=self.device)).sum())
+        if count:
+            logger.warning("%d samples did not reach the model whole: max_length=%d", count, self.max_length)
+        self.truncated_samples += count
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generate for each request; see `HFLM.generate_until`."""
+
+        def length(request: Any) -> int:
+            context, options = request.args
+            return len(self.tok_encode(context)) + int(normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"])
+
+        def generate(rows: int) -> None:
+            context = torch.ones((rows, longest), dtype=torch.long, device=self.device)
+            self._model_generate(
+                context=context, attention_mask=torch.ones_like(context), stop=[], max_length=longest + 1
+            )
+
+        self._cut = 0
+        size = self.batch_size
+        if size == "auto":
+            longest = min(self.max_length, max(map(length, requests), default=1))
+            size = self._largest_batch(generate, len(requests), longest)
+        with self._fixed_batch_size(size):
+            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        self._add_truncated(self._cut)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return each document's log-likelihood, scored as one window; with `max_length`, as windows of that length.
+
+        A document of n tokens costs one forward pass of n tokens and n x vocabulary logits in the model's dtype; the
+        softmax over them goes block by block. Documents that `max_length` splits count as truncated.
+        """
+        documents = [self.tok_encode(request.args[0]) for request in requests]
+        size = self.batch_size
+        if size == "auto":
+            longest = max(documents, key=len, default=[])[: self.max_length] or [self.prefix_token_id]
+            window: Request = (None, [self.prefix_token_id], longest)
+            size = self._largest_batch(lambda rows: self._scored_logits([window] * rows), len(requests), len(longest))
+        with self._fixed_batch_size(size):
+            answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        self._add_truncated(sum(len(document) > self.max_length for document in documents))
+        return answers
+
+    @contextmanager
+    def _fixed_batch_size(self, size: int) -> Iterator[None]:
+        """Put a number in the place of "auto", for which HFLM would try batches of `max_length`."""
+        given = self.batch_size_per_gpu
+        try:
+            self.batch_size_per_gpu = size
+            yield
+        finally:
+            self.batch_size_per_gpu = given
+
+    def _detect_batch_size(self, requests: Sequence[Request], pos: int = 0) -> int:
+        """The batch size for `batch_size=auto` from the request at `pos` on, the longest of the rest."""
+        _, context, continuation = longest = requests[pos]
+        return self._largest_batch(
+            lambda rows: self._scored_logits([longest] * rows), len(requests), len(context) + len(continuation)
+        )
+
+    def _largest_batch(self, attempt: Callable[[int], object], count: int, length: int) -> int:
+        """Find the largest batch that fits into memory, halving; the smallest of all processes.
+
+        Args:
+            attempt: Runs a batch of so many rows.
+            count: Requests there are.
+            length: Tokens of the longest.
+        """
+        limit = max(1, min(self.max_batch_size, count))
+        if self.device.type == "cpu":
+            limit = max(1, min(limit, CPU_BATCH_TOKENS // length))
+        size = largest_batch(attempt, limit)
+        return int(self.all_gather(torch.tensor([size], device=self.device)).min())
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Score each continuation; requests that differ in the last token alone share one forward pass.
+
+        Args:
+            requests: Strings, context tokens and continuation tokens.
+            disable_tqdm: Show no progress bar.
+            override_bs: The batch size where `batch_size` is "auto"; None: find one.
+
+        Returns:
+            Log-likelihood and whether greedy decoding gives the continuation, in the order of the requests.
+        """
+        order = Collator(
+            requests,
+            sort_fn=lambda request: (-len(request[1] + request[2]), tuple(request[1] + request[2])),
+            group_by="contexts" if self.logits_cache else None,
+            group_fn=lambda request: request[1] + request[2][:-1],
+        )
+        detect = self.batch_size == "auto" and not override_bs
+        if detect:
+            self.batch_sizes: dict[int, int] = {}
+        batches = order.get_batched(
+            n=(override_bs or 0) if self.batch_size == "auto" else self.batch_size,
+            batch_fn=self._batch_scheduler if detect else None,
+        )
+        answers = []
+        progress = tqdm(
+            total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests"
+        )
+        for batch in batches:
+            for (strings, context, continuation), logits in zip(batch, self._scored_logits(batch), strict=True):
+                sharing = order.get_cache(
+                    req_str=strings, cxt_toks=context, cont_toks=continuation, logits=logits.unsqueeze(0)
+                )
+                for shared_strings, tokens, shared_logits in sharing:
+                    answer = continuation_score(shared_logits[0, -len(tokens) :], tokens, self.softmax_dtype)
+                    answers.append(answer)
+                    if shared_strings is not None:  # windows of a document: cached as a whole by the caller
+                        self.cache_hook.add_partial("loglikelihood", shared_strings, answer)
+                    progress.update(1)
+        progress.close()
+        self._add_truncated(sum(len(request[1]) + len(request[2]) > self.max_length + 1 for request in requests))
+        in_order: list[tuple[float, bool]] = order.get_original(answers)
+        return in_order
+
+    def _scored_logits(self, batch: Sequence[Request]) -> list[Tensor]:
+        """Return each request's logits (continuation length, vocabulary), views of what the model returned."""
+        # The last token of a continuation is predicted, never read.
+        rows = [
+            torch.tensor((context + continuation)[-(self.max_length + 1) :][:-1], device=self.device)
+            for _, context, continuation in batch
+        ]
+        lengths = [len(continuation) for _, _, continuation in batch]
+        if self.stock_calls:
+            # hf's own call: without padding mask and with the logits of every position, since leaving some out
+            # changes the last bits of the others. Padding on the right cannot change a causal model's result.
+            inputs, _ = padded(rows, "right", 0)
+            logits = self._model_call(inputs)
+            # Prompt tuning puts virtual tokens in front.
+            ends = [len(row) + logits.shape[1] - inputs.shape[1] for row in rows]
+            return [row[end - length : end] for row, end, length in zip(logits, ends, lengths, strict=True)]
+        # On the left, because the scored positions of all rows then are the last ones.
+        inputs, mask = padded(rows, "left", 0)
+        with (
+            torch.no_grad(),
+            torch.autocast(
+                self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
+            ),
+        ):
+            logits = self.model(
+                input_ids=inputs, attention_mask=mask, logits_to_keep=max(lengths), use_cache=False
+            ).logits
+        return [row[-length:] for row, length in zip(logits, lengths, strict=True)]
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
+        if not self.stock_calls:
+            # Without the tokenizer's end token among them, a row would write on after it as long as others do.
+            configured = self.model.generation_config.eos_token_id
+            ends = configured if isinstance(configured, list) else [configured]
+            ends = sorted({end for end in [*ends, self.eot_token_id] if end is not None})
+            generation_kwargs.setdefault("eos_token_id", ends)
+        generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        return generated
+
+
+def continuation_score(
+    logits: Tensor, continuation: Sequence[int], softmax_dtype: torch.dtype | None = None
+) -> tuple[float, bool]:
+    """Return a continuation's log-likelihood and whether each of its tokens is the most likely one.
+
+    Args:
+        logits: (length, vocabulary), those that predict the continuation.
+        continuation: Its tokens.
+        softmax_dtype: The dtype of the softmax; None: that of the logits.
+    """
+    target = torch.tensor(continuation, device=logits.device)
+    picked, greedy = [], []
+    for block, wanted in zip(logits.split(SOFTMAX_BLOCK), target.split(SOFTMAX_BLOCK), strict=True):
+        log_probs = F.log_softmax(block, dim=-1, dtype=softmax_dtype)
+        picked.append(log_probs.gather(1, wanted.unsqueeze(1)).squeeze(1))
+        greedy.append(bool((log_probs.argmax(dim=-1) == wanted).all()))
+    return float(torch.cat(picked).sum()), all(greedy)
+
+
+def padded(rows: Sequence[Tensor], side: str, value: int) -> tuple[Tensor, Tensor]:
+    """Pad rows of token ids to equal length.
+
+    Args:
+        rows: 1-D tensors.
+        side: "left" or "right".
+        value: The padding's token id.
+
+    Returns:
+        Token ids and attention mask, both (rows, length).
+    """
+    ids = pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+    return ids, mask
+
+
+def largest_batch(attempt: Callable[[int], object], limit: int) -> int:
+    """Return the largest of limit, limit/2, limit/4 ... 1 rows that does not run out of memory; 1 is not tried.
+
+    Args:
+        attempt: Runs so many rows.
+        limit: The most rows to try, at least 1.
+    """
+    while limit > 1:
+        clear_device_cache(garbage_collection=True)
+        try:
+            attempt(limit)
+            break
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        limit //= 2
+    clear_device_cache(garbage_collection=True)
+    return limit

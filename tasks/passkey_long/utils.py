@@ -1,0 +1,310 @@
+"""Build and score passkey retrieval at a given length in tokens."""
+
+import random
+import re
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mesa_lm.demo import MODEL_PATH
+from mesa_lm.errors import UsageError, unknown_name
+from mesa_lm.model_args import one_line_errors
+
+OPTIONS = ("lengths", "num_samples", "depths", "prompt", "seed")
+CHAT = "chat"  # the prompt made by the tokenizer's own chat template
+# Fillers on either side of another text that are tokenized with it; what is farther away cannot change its tokens.
+EDGE = 4
+
+
+def _load_texts() -> ModuleType:
+    """Import texts.py from beside this file: lm-eval loads this file by its path, outside any package."""
+    path = Path(__file__).with_name("texts.py")
+    spec = spec_from_file_location("passkey_long_texts", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TEXTS = _load_texts()
+
+
+class Question(NamedTuple):
+    """What is hidden, and where: the same for every model and method."""
+
+    key: int
+    share: float  # of the filler before the key sentence, 0 to 1
+
+
+class Prompt(NamedTuple):
+    """How a question becomes text: fillers before and after the key sentence."""
+
+    question: Question
+    fillers: int
+
+    @property
+    def before(self) -> int:
+        """Fillers before the key sentence; uniform over 0..fillers where the share is uniform over [0, 1)."""
+        return min(int(self.question.share * (self.fillers + 1)), self.fillers)
+
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """The key, the fillers before it and the fillers after it."""
+        return self.question.key, self.before, self.fillers - self.before
+
+
+class Counter:
+    """Count prompts in tokens without tokenizing them whole.
+
+    Every filler far from the other texts costs the same number of tokens, so a prompt with few fillers tells how many
+    tokens one with many has. A tokenizer for which that does not hold (one that merges whole fillers into tokens) is
+    noticed, and its prompts are tokenized whole.
+    """
+
+    def __init__(self, count_tokens: Callable[[str], int], prefix: str, suffix: str) -> None:
+        self.count_tokens = count_tokens
+        self.prefix, self.suffix = prefix, suffix
+        self._known: dict[tuple[int, int, int], int] = {}
+        few = self._count_text(TEXTS.MAX_KEY, EDGE, EDGE)
+        self.per_filler = self._count_text(TEXTS.MAX_KEY, EDGE + 1, EDGE) - few
+        regular = all(
+            self._count_text(TEXTS.MAX_KEY, EDGE + before, EDGE + after) - few == (before + after) * self.per_filler
+            for before, after in product((0, 1, 2, EDGE), repeat=2)
+        )
+        self.edge = EDGE if regular else sys.maxsize
+
+    def text(self, key: int, before: int, after: int) -> str:
+        """Return the prompt: the texts joined by single spaces, between prefix and suffix."""
+        needle = TEXTS.NEEDLE.format(key=key)
+        pieces = [TEXTS.DESCRIPTION, *[TEXTS.FILLER] * before, needle, *[TEXTS.FILLER] * after]
+        return self.prefix + " ".join(pieces) + self.suffix
+
+    def count(self, prompt: Prompt) -> int:
+        """Return the tokens of a prompt."""
+        key, before, after = prompt.parts
+        near_before, near_after = min(before, self.edge), min(after, self.edge)
+        far = prompt.fillers - near_before - near_after
+        return self._count_text(key, near_before, near_after) + far * self.per_filler
+
+    def longest(self, question: Question, length: int) -> Prompt:
+        """Return the longest prompt of at most `length` tokens; without any filler it must not be longer."""
+        fillers = range(1, length // max(1, self.per_filler) + 2)
+        return Prompt(question, bisect_right(fillers, length, key=lambda n: self.count(Prompt(question, n))))
+
+    def _count_text(self, key: int, before: int, after: int) -> int:
+        case = (key, before, after)
+        if case not in self._known:
+            self._known[case] = self.count_tokens(self.text(*case))
+        return self._known[case]
+
+
+def check_options(metadata: Mapping[str, Any]) -> None:
+    """Check the options of passkey_long before anything is loaded; the README describes them.
+
+    Args:
+        metadata: The user's metadata. It holds the arguments of the model, too, so that an unknown name is wrong only
+            if it resembles an option.
+
+    Raises:
+        UsageError: An option is misspelt, of the wrong type or out of range.
+    """
+    for name in metadata.keys() - set(OPTIONS):
+        # 0.72 lies between the usual misspellings and `max_length`, an argument of lm-eval's models.
+        if get_close_matches(name, OPTIONS, n=1, cutoff=0.72):
+            raise UsageError(unknown_name("passkey_long option", name, OPTIONS))
+    if "num_samples" in metadata and not _is_count(metadata["num_samples"]):
+        raise _wrong("num_samples", "a whole number of at least 1", metadata)
+    if "seed" in metadata and type(metadata["seed"]) is not int:
+        raise _wrong("seed", "a whole number", metadata)
+    depths = metadata.get("depths")
+    if depths is not None and not _is_count(depths) and not _is_shares(depths):
+        raise _wrong("depths", "null, a whole number of at least 1, or a list of shares from 0 to 1", metadata)
+    prompts = (*TEXTS.PROMPTS, CHAT)
+    if metadata.get("prompt", CHAT) not in prompts:
+        raise UsageError(unknown_name("passkey_long prompt", str(metadata["prompt"]), prompts))
+
+
+def passkey_dataset(
+    *,
+    length: int,
+    num_samples: int,
+    depths: int | list[float] | None,
+    prompt: str,
+    seed: int,
+    **model_args: Any,
+) -> dict[str, Dataset]:
+    """Build the questions of one length.
+
+    Args:
+        length: Tokens of the whole prompt as lm-eval feeds it, special tokens included. A prompt is at most so long,
+            and less than one filler sentence shorter.
+        num_samples: How many questions.
+        depths: None for uniform depths, a number of evenly spaced depths, or the depths themselves.
+        prompt: Name of the prompt variant.
+        seed: Of keys and depths.
+        **model_args: The arguments of the model that name its tokenizer, and others.
+
+    Returns:
+        A split `test` with the columns prompt, key, length (as asked), tokens (as counted) and depth (the share of the
+        filler that stands before the key sentence, 0 to 1).
+
+    Raises:
+        UsageError: An option is wrong, the length is too short, or the tokenizer has no chat template.
+        ModelError: There is no such tokenizer, or it cannot be loaded.
+    """
+    options = {"num_samples": num_samples, "depths": depths, "prompt": prompt, "seed": seed}
+    check_options(model_args | options)
+    tokenizer = load_tokenizer(model_args)
+    prefix, suffix = _affixes(prompt, tokenizer, model_args)
+    counter = Counter(_token_counter(tokenizer, model_args.get("add_bos_token")), prefix, suffix)
+    questions = draw_questions(length, num_samples, depths, seed)
+    if _bare_tokens(counter, questions) > length:
+        # Keys drawn for another length may take more tokens.
+        more = [*questions, *draw_questions(length, 200, None, seed), Question(TEXTS.MAX_KEY, 0.0)]
+        raise UsageError(
+            f"passkey_long: a length of {length} tokens is too short for the fixed texts of prompt {prompt!r}; "
+            f"with this tokenizer it must be at least {_bare_tokens(counter, more)}"
+        )
+    prompts = [counter.longest(question, length) for question in questions]
+    probe = max(prompts, key=counter.count)
+    if counter.count_tokens(counter.text(*probe.parts)) != counter.count(probe):
+        counter.edge = sys.maxsize
+        prompts = [counter.longest(question, length) for question in questions]
+    return {"test": Dataset.from_list([_doc(counter, prompt, length) for prompt in prompts])}
+
+
+def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
+    """Compare an answer with the key.
+
+    Args:
+        doc: The question.
+        results: The generated text.
+
+    Returns:
+        `acc`: the first number in the text is the key, as the authors score. `exact_match`: the text, without
+        surrounding space and without a final full stop, is the key.
+    """
+    answer, key = results[0], str(doc["key"])
+    number = re.search(r"\d+", answer)
+    return {
+        "acc": float(number is not None and number.group().lstrip("0") == key),
+        "exact_match": float(answer.strip().removesuffix(".") == key),
+    }
+
+
+def draw_questions(length: int, num_samples: int, depths: int | list[float] | None, seed: int) -> list[Question]:
+    """Draw keys and depths; they depend on nothing but these arguments.
+
+    Args:
+        length: Tokens.
+        num_samples: How many questions.
+        depths: None for uniform depths, a number of evenly spaced depths, or the depths themselves; these are cycled.
+        seed: Any whole number.
+
+    Returns:
+        Questions; the first ones are the same whatever their number.
+    """
+    if isinstance(depths, int):
+        depths = [i / (depths - 1) for i in range(depths)] if depths > 1 else [0.5]
+    questions = []
+    for i in range(num_samples):
+        rng = random.Random(f"{seed} {length} {i}")
+        key, share = rng.randint(1, TEXTS.MAX_KEY), rng.random()
+        questions.append(Question(key, depths[i % len(depths)] if depths else share))
+    return questions
+
+
+def load_tokenizer(model_args: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the evaluated model, or the demo model's where no model is named.
+
+    Args:
+        model_args: The arguments of the model: `tokenizer`, `pretrained` or (API models) `model`, and those that
+            lm-eval's Hugging Face models pass on to the tokenizer.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ModelError: There is no such tokenizer, or it cannot be loaded.
+    """
+    source = next((model_args[k] for k in ("tokenizer", "pretrained", "model") if model_args.get(k)), str(MODEL_PATH))
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source
+    passed = {"use_fast": model_args.get("use_fast_tokenizer")}
+    passed |= {k: model_args.get(k) for k in ("revision", "trust_remote_code", "add_bos_token", "subfolder")}
+    name = str(Path(getattr(source, "name_or_path", source)).expanduser())
+    with one_line_errors("tokenizer", name):
+        return _load_tokenizer(name, **{k: v for k, v in passed.items() if v is not None})
+
+
+@cache
+def _load_tokenizer(name: str, **settings: Any) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(name, **settings)
+
+
+def _token_counter(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | None) -> Callable[[str], int]:
+    """Return a function that counts a text's tokens as `HFLM.tok_batch_encode` makes them."""
+
+    def count_tokens(text: str) -> int:
+        special = add_bos_token
+        if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+            special = False
+        settings = {} if special is None else {"add_special_tokens": special}
+        return len(tokenizer(text, verbose=False, **settings)["input_ids"])
+
+    return count_tokens
+
+
+def _affixes(prompt: str, tokenizer: PreTrainedTokenizerBase, model_args: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what stands before and after the text in a prompt variant."""
+    if prompt != CHAT:
+        return TEXTS.PROMPTS[prompt]
+    if not tokenizer.chat_template:
+        raise UsageError(
+            f"passkey_long: the tokenizer {tokenizer.name_or_path!r} has no chat template, which prompt 'chat' needs "
+            f"(without one: {', '.join(TEXTS.PROMPTS)})"
+        )
+    settings = dict(model_args.get("chat_template_args") or {})
+    if model_args.get("enable_thinking") is not None:
+        settings["enable_thinking"] = model_args["enable_thinking"]
+    message = {"role": "user", "content": f"{TEXTS.DESCRIPTION}\n\n{TEXTS.QUESTION}"}
+    rendered = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, **settings)
+    prefix, _, suffix = rendered.partition(TEXTS.DESCRIPTION)
+    return prefix, suffix
+
+
+def _bare_tokens(counter: Counter, questions: Iterable[Question]) -> int:
+    """Return the tokens that the longest of the questions takes without any filler."""
+    return max(counter.count(Prompt(question, 0)) for question in questions)
+
+
+def _doc(counter: Counter, prompt: Prompt, length: int) -> dict[str, Any]:
+    return {
+        "prompt": counter.text(*prompt.parts),
+        "key": prompt.question.key,
+        "length": length,
+        "tokens": counter.count(prompt),
+        "depth": prompt.before / max(1, prompt.fillers),
+    }
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_shares(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(v) in (int, float) and 0 <= v <= 1 for v in value)
+
+
+def _wrong(name: str, allowed: str, metadata: Mapping[str, Any]) -> UsageError:
+    return UsageError(f"passkey_long: {name} must be {allowed}; found {metadata[name]!r}")

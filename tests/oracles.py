@@ -1,0 +1,158 @@
+"""Slow, explicit references, written from the paper; nothing of mesa_lm is imported.
+
+`mesa_pairs` says for every query and key, one pair at a time, whether the key is seen, at which distance and with
+which factor; `dense_logits` runs a Llama-like model's weights in float64 with such matrices.
+"""
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+
+class Pairs(NamedTuple):
+    """For every query t (row) and key j (column), or every query."""
+
+    visible: Tensor  # (n, n) bool
+    distance: Tensor  # (n, n)
+    scale: Tensor  # (n,)
+
+
+def stair(distance: int, near: int, width: int) -> int:
+    """W(d) of Stair PE, arXiv 2410.15859, section 4."""
+    return distance if distance <= near else near + math.ceil((distance - near) / width)
+
+
+def chunks(n: int, *, T: int, F: int, L: int, M_max: int, C: int | None) -> list[tuple[int, int]]:
+    """Start and end of every chunk of a prompt of n > T tokens, first and last included."""
+    narrow = []
+    if C is not None:
+        number, M = divmod(n - L - F, C)
+        if M >= M_max:
+            narrow = [n - L]
+    else:
+        Nc, M = divmod(n - L - F, T - F)
+        if M < M_max:
+            C, number = T - F, Nc
+        else:
+            C, number = (n - L - F) // (Nc + 1), Nc + 1
+    bounds = [0, *(F + i * C for i in range(number + 1)), *narrow, n]
+    return list(pairwise(bounds))
+
+
+def auto_width(n: int, near: int, *, T: int, R: int) -> int:
+    """50, or the smallest width that keeps W of the farthest key plus R decoded tokens at most T - 1."""
+    width = 50
+    while stair(n - 1, near, width) + R > T - 1:
+        width += 1
+    return width
+
+
+def mesa_pairs(
+    prompt: int,
+    total: int,
+    *,
+    T: int,
+    F: int,
+    L: int,
+    M_max: int,
+    N: int,
+    R: int,
+    C: int | None = None,
+    E: int | None = None,
+    log_n: bool = True,
+    reserve: int = 0,
+) -> Pairs:
+    """Mesa-Extrapolation of a prompt, then decoded token by token up to `total` tokens."""
+    visible = torch.zeros(total, total, dtype=torch.bool)
+    distance = torch.zeros(total, total, dtype=torch.float64)
+    scale = torch.ones(total, dtype=torch.float64)
+    woven_at, near = None, N
+
+    def position(j: int) -> int:
+        """Position of key j since the last weaving."""
+        if woven_at is None or j > woven_at:
+            return j
+        width = E or auto_width(woven_at + 1, near, T=T, R=R)
+        return woven_at - stair(woven_at - j, near, width)
+
+    last_start = 0
+    if prompt > T:
+        pieces = chunks(prompt, T=T, F=F, L=L, M_max=M_max, C=C)
+        for start, end in pieces[:-1]:
+            for t in range(start, end):
+                for j in [*range(min(F, t + 1)), *range(max(start, F), t + 1)]:
+                    visible[t, j] = True
+                    local_t = t if t < F else F + t - start
+                    local_j = j if j < F else F + j - start
+                    distance[t, j] = local_t - local_j
+        last_start, last_end = pieces[-1]
+        woven_at, near = prompt - 1, max(N, last_end - last_start)
+    for t in range(last_start, total):
+        if t >= prompt:
+            crossing = woven_at is None and t + 1 > T - reserve
+            if crossing or (woven_at is not None and t - woven_at >= R):
+                woven_at = t
+        for j in range(t + 1):
+            visible[t, j] = True
+            distance[t, j] = t - position(j)
+        if log_n:
+            scale[t] = max(1.0, math.log(t + 1) / math.log(T))
+    return Pairs(visible, distance, scale)
+
+
+def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
+    """Run a Llama, Mistral, Qwen2 or Qwen3 model with explicit pairs.
+
+    Args:
+        model: The transformers model; only its weights and config are used.
+        ids: (n,) token ids.
+        pairs: For these tokens.
+
+    Returns:
+        (n, vocab) logits in float64.
+    """
+    weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    base = config.rope_parameters["rope_theta"]
+    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    n = len(ids)
+
+    def norm(states: Tensor, weight: Tensor) -> Tensor:
+        return states / (states.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weight
+
+    def linear(states: Tensor, name: str) -> Tensor:
+        out = states @ weights[f"{name}.weight"].T
+        return out + weights[f"{name}.bias"] if f"{name}.bias" in weights else out
+
+    hidden = weights["model.embed_tokens.weight"][ids]
+    for layer in range(config.num_hidden_layers):
+        name = f"model.layers.{layer}."
+        normed = norm(hidden, weights[name + "input_layernorm.weight"])
+        query = linear(normed, name + "self_attn.q_proj").view(n, heads, head_dim)
+        key = linear(normed, name + "self_attn.k_proj").view(n, kv_heads, head_dim)
+        value = linear(normed, name + "self_attn.v_proj").view(n, kv_heads, head_dim)
+        if name + "self_attn.q_norm.weight" in weights:
+            query = norm(query, weights[name + "self_attn.q_norm.weight"])
+            key = norm(key, weights[name + "self_attn.k_norm.weight"])
+        outputs = torch.zeros(n, heads, head_dim, dtype=torch.float64)
+        for head in range(heads):
+            q = torch.view_as_complex(query[:, head].view(n, 2, -1).transpose(1, 2).contiguous())
+            k = torch.view_as_complex(key[:, head * kv_heads // heads].view(n, 2, -1).transpose(1, 2).contiguous())
+            v = value[:, head * kv_heads // heads]
+            for t in range(n):
+                turn = torch.polar(torch.ones(n, len(frequency)).double(), pairs.distance[t][:, None] * frequency)
+                score = (q[t] * k.conj() * turn).real.sum(-1) / math.sqrt(head_dim) * pairs.scale[t]
+                outputs[t, head] = score.masked_fill(~pairs.visible[t], -torch.inf).softmax(-1) @ v
+        hidden = hidden + linear(outputs.flatten(1), name + "self_attn.o_proj")
+        normed = norm(hidden, weights[name + "post_attention_layernorm.weight"])
+        gated = silu(linear(normed, name + "mlp.gate_proj")) * linear(normed, name + "mlp.up_proj")
+        hidden = hidden + linear(gated, name + "mlp.down_proj")
+    hidden = norm(hidden, weights["model.norm.weight"])
+    head_weight = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
+    return hidden @ head_weight.T

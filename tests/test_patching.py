@@ -1,0 +1,151 @@
+"""Attaching and detaching, and what is refused."""
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_model
+
+import mesa_lm
+from mesa_lm.errors import MethodError, ModelError, UsageError
+
+LONG = torch.arange(100)[None] % 57 + 1
+
+
+def test_a_handle_attaches_and_detaches(llama):
+    before = llama(LONG).logits
+    handle = mesa_lm.extrapolate(llama, mesa_lm.Mesa(chunk_width=30))
+    assert handle.method.train_length == 41
+    assert not torch.allclose(llama(LONG).logits, before)
+    handle.remove()
+    handle.remove()
+    assert torch.equal(llama(LONG).logits, before)
+    assert "forward" not in llama.__dict__ and "_mesa_handle" not in llama.__dict__
+
+
+def test_an_error_inside_the_block_detaches(llama):
+    with pytest.raises(RuntimeError, match="boom"), mesa_lm.extrapolate(llama, "mesa"):
+        raise RuntimeError("boom")
+    assert "forward" not in llama.__dict__
+
+
+def test_an_error_inside_a_pass_restores_attention_and_rotary(llama, monkeypatch):
+    implementation = llama.config._attn_implementation
+    with mesa_lm.extrapolate(llama, "mesa"):
+        hook = llama.model.layers[1].register_forward_pre_hook(lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            llama(LONG)
+        hook.remove()
+        assert llama.config._attn_implementation == implementation
+        assert "forward" not in llama.model.rotary_emb.__dict__
+        assert torch.isfinite(llama(LONG).logits).all()
+
+
+def test_a_forward_replaced_by_others_survives(llama):
+    calls = []
+    own = type(llama).forward
+
+    def forward(*args, **kwargs):
+        calls.append(1)
+        return own(llama, *args, **kwargs)
+
+    llama.forward = forward
+    with mesa_lm.extrapolate(llama, "mesa"):
+        llama(LONG)
+    assert llama.forward is forward and calls
+
+
+def test_nesting_is_refused(llama):
+    with mesa_lm.extrapolate(llama, "mesa"):
+        with pytest.raises(ModelError, match="'mesa' is attached"):
+            mesa_lm.extrapolate(llama, "origin")
+    with mesa_lm.extrapolate(llama, "origin"):
+        with pytest.raises(ModelError, match="'origin' is attached"):
+            mesa_lm.extrapolate(llama, "mesa")
+
+
+def test_origin_is_the_untouched_model(llama):
+    before = llama(LONG).logits
+    with mesa_lm.extrapolate(llama, "origin"):
+        assert torch.equal(llama(LONG).logits, before)
+
+
+def test_unsupported_models_are_named():
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11))
+    with pytest.raises(ModelError, match=r"'gpt2' is not supported; supported are llama, mistral"):
+        mesa_lm.extrapolate(gpt2, "mesa")
+    with pytest.raises(ModelError, match="needs a transformers model, found Linear"):
+        mesa_lm.extrapolate(torch.nn.Linear(2, 2), "mesa")
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(ModelError, match="rope_type 'dynamic' is not supported"):
+        mesa_lm.extrapolate(tiny_model(rope_parameters=rope), "mesa")
+
+
+def test_static_rope_scaling_keeps_its_attention_factor():
+    """Under YaRN cos and sin carry a factor; a dense prompt through our passes equals the model itself."""
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 41}
+    model = tiny_model(rope_parameters=rope, train_length=164)
+    ids = LONG[:, :40]
+    expected = model(ids).logits
+    short_and_long = torch.zeros(2, 100, dtype=torch.long)
+    short_and_long[0], short_and_long[1, :40] = LONG, ids
+    mask = torch.ones_like(short_and_long)
+    mask[1, 40:] = 0
+    with torch.no_grad(), mesa_lm.extrapolate(model, "mesa") as handle:
+        assert handle.method.train_length == 41
+        logits = model(short_and_long, attention_mask=mask).logits
+        # Crossing T moves keys that carry the factor already; the far ones must not get it twice.
+        output = model(ids, use_cache=True)
+        crossed = [model(t.view(1, 1), past_key_values=output.past_key_values).logits for t in LONG[0, 40:41]]
+    torch.testing.assert_close(logits[1:, :40], expected, atol=1e-4, rtol=0)
+    assert torch.isfinite(crossed[0]).all()
+
+
+def test_sliding_windows_are_respected():
+    model = tiny_model("mistral", sliding_window=90)
+    with torch.no_grad(), mesa_lm.extrapolate(model, "mesa"):
+        assert model(LONG[:, :90]).logits.shape == (1, 90, 59)
+        with pytest.raises(ModelError, match="attention windows of 90 tokens.*found 100"):
+            model(LONG)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attention_mask": torch.ones(1, 1, 100, 100)}, "attention_mask must be 2-D"),
+        ({"attention_mask": torch.ones(1, 99)}, r"\(1, 100\).*found \(1, 99\)"),
+        ({"attention_mask": torch.zeros(1, 100), "use_cache": True}, None),
+        ({"position_ids": torch.arange(100)[None] // 2}, "position_ids must count"),
+        ({"output_attentions": True}, "output_attentions is not available"),
+        ({"output_hidden_states": True}, "output_hidden_states is not available"),
+        ({"logits_to_keep": torch.zeros(1, 100, dtype=torch.bool)}, "logits_to_keep must be"),
+        ({"inputs_embeds": torch.zeros(1, 100, 24)}, "exactly one of input_ids and inputs_embeds"),
+        ({"past_key_values": ((1, 2),)}, "must be a transformers Cache, found tuple"),
+    ],
+)
+def test_calls_that_cannot_be_followed_are_refused(llama, arguments, message):
+    with mesa_lm.extrapolate(llama, "mesa"):
+        if message is None:
+            llama(LONG, **arguments)  # no token at all is within the training length
+            return
+        with pytest.raises(ModelError, match=message):
+            llama(LONG, **arguments)
+
+
+def test_the_cache_is_refused_where_it_would_be_wrong(llama):
+    with mesa_lm.extrapolate(llama, "mesa"):
+        cache = llama(LONG, use_cache=True).past_key_values
+        with pytest.raises(UsageError, match="cannot be cropped"):
+            cache.crop(-1)
+        with pytest.raises(ModelError, match="the cache holds 1 rows, the input has 2"):
+            llama(LONG[:, :1].expand(2, 1), past_key_values=cache)
+    with pytest.raises(UsageError, match="belongs to an extrapolated model"):
+        llama(LONG[:, :1], past_key_values=cache)
+
+
+def test_parameters_come_inside_the_method(llama):
+    with pytest.raises(ModelError, match="first_chunk must be given inside the method Mesa"):
+        mesa_lm.extrapolate(llama, mesa_lm.Mesa(), first_chunk=3)
+    with mesa_lm.extrapolate(llama, mesa_lm.Mesa, first_chunk=3) as handle:
+        assert handle.method.first_chunk == 3
+    with pytest.raises(MethodError, match="unknown method 'meza'; did you mean 'mesa'"):
+        mesa_lm.extrapolate(llama, "meza")
