@@ -100,10 +100,19 @@ class WovenCache(Cache):
         if weave.same_positions(old):
             return
         index = torch.arange(row.length if end is None else end)
-        distance = weave.position(index) - (index if old is None else old.position(index))
+        self.move(batch, weave.position(index) - (index if old is None else old.position(index)), rotary)
+
+    def move(self, batch: int, distance: Tensor, rotary: Rotary) -> None:
+        """Rotate a row's first keys.
+
+        Args:
+            batch: Row.
+            distance: (len,) new minus old position of each key.
+            rotary: The model's frequencies.
+        """
         angles = rotary.shift(distance[None])
         for keys in self.keys.values():
-            kept = keys[batch : batch + 1, :, : len(index)]
+            kept = keys[batch : batch + 1, :, : len(distance)]
             kept.copy_(rotate(kept.to(angles.cos.dtype), angles))
 
     def _reserve(self, layer: int, length: int, like: Tensor) -> None:

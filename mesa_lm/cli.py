@@ -12,6 +12,8 @@ import typer
 
 from mesa_lm import __version__
 from mesa_lm.errors import MesaError
+from mesa_lm.probe.command import probe
+from mesa_lm.theory.cli import theory
 
 app = typer.Typer(
     help="Tools around extrapolation methods; evaluate them with `lm_eval --model mesa-hf`.",
@@ -80,6 +82,9 @@ def plot(
     print(path)
 
 
+app.command()(probe)
+
+
 @app.command()
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -95,6 +100,9 @@ def methods(
         print(json.dumps(described, indent=2))
         return
     _print_tables(described)
+
+
+app.command()(theory)
 
 
 def _describe(method: type[Any]) -> dict[str, Any]:

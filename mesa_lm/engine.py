@@ -48,6 +48,28 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bo
     return Partial(output.reshape(batch, num_heads, q_len, head_dim), lse.reshape(batch, num_heads, q_len))
 
 
+def attend_masked(query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Tensor) -> Partial:
+    """Attend to the visible keys; for the narrow slanted ends of bands, where a mask is small.
+
+    Args:
+        query: (batch, num_heads, q_len, head_dim).
+        key: (batch, num_kv_heads, kv_len, head_dim).
+        value: Like key.
+        scaling: Factor of the scores.
+        visible: (q_len, kv_len) bool; a query may see nothing, its lse then is -inf and its output 0.
+    """
+    batch, num_heads, q_len, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    groups = num_heads // num_kv_heads
+    visible = visible.to(query.device)
+    mask = torch.zeros(visible.shape, dtype=query.dtype, device=query.device).masked_fill(~visible, -torch.inf)
+    folded = query.reshape(batch, num_kv_heads, groups * q_len, head_dim)
+    output, lse = _kernel(folded, key, value, scaling, causal=False, mask=mask.repeat(groups, 1))
+    output, lse = output.reshape(query.shape), lse.reshape(batch, num_heads, q_len)
+    nothing = ~visible.any(-1)
+    return Partial(output.masked_fill(nothing[:, None], 0), lse.masked_fill(nothing, -torch.inf))
+
+
 def merge(one: Partial, other: Partial) -> Tensor:
     """Return attention over the union of two disjoint sets of keys, (batch, num_heads, q_len, head_dim).
 
@@ -58,18 +80,26 @@ def merge(one: Partial, other: Partial) -> Tensor:
     return torch.lerp(one.output.to(weight.dtype), other.output.to(weight.dtype), weight).to(one.output.dtype)
 
 
-def _kernel(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Partial:
+def _kernel(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool, mask: Tensor | None = None
+) -> Partial:
     aten = torch.ops.aten
     if query.device.type == "cpu":
-        return Partial(*aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling))
+        return Partial(
+            *aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, 0.0, causal, attn_mask=mask, scale=scaling
+            )
+        )
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.device.type == "cuda" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
+    if mask is None and query.device.type == "cuda" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
         output, lse, *_ = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scaling)
         return Partial(output, lse)
-    return _blockwise(query, key, value, scaling, causal)
+    return _blockwise(query, key, value, scaling, causal, mask)
 
 
-def _blockwise(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Partial:
+def _blockwise(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool, mask: Tensor | None = None
+) -> Partial:
     """Plain matrix products in float32, a block of queries at a time, for devices and dtypes without a kernel."""
     q_len, kv_len = query.shape[-2], key.shape[-2]
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -81,6 +111,8 @@ def _blockwise(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal
             index = torch.arange(start, start + block.shape[-2], device=query.device)
             future = torch.arange(kv_len, device=query.device) > index[:, None]
             scores = scores.masked_fill(future, -torch.inf)
+        if mask is not None:
+            scores = scores + mask[start : start + _QUERY_BLOCK]
         sums.append(scores.logsumexp(-1))
         outputs.append((scores.softmax(-1) @ value.to(dtype)).to(query.dtype))
     return Partial(torch.cat(outputs, dim=-2), torch.cat(sums, dim=-1))

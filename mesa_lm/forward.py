@@ -10,16 +10,19 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mesa_lm.banded import Banded
 from mesa_lm.cache import WovenCache
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
+from mesa_lm.positions import Extent
 from mesa_lm.prefill import Append, MiddleChunks
 from mesa_lm.rotary import Rotary
 
 # Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
 PASS_TOKENS = 8192
 
-RunPass = Callable[[Append | MiddleChunks, dict[str, Tensor], int | Tensor], Tensor]
+Pass = Append | MiddleChunks | Banded
+RunPass = Callable[[Pass, Tensor, dict[str, Tensor], int | Tensor], Tensor]
 
 
 class Forward:
@@ -48,8 +51,9 @@ class Forward:
         Args:
             method: Bound to the model.
             rotary: The model's frequencies.
-            run_pass: Runs the model's own forward for a pass: the pass, the tokens as keyword argument and the
-                positions whose logits are wanted (0 for all, else a (rows, len) mask); returns logits.
+            run_pass: Runs the model's own forward for a pass: the pass, the (rows, len) input columns of its tokens,
+                the tokens as keyword argument and the positions whose logits are wanted (0 for all, else a (rows,
+                len) mask); returns logits.
             input_ids: (batch, new) or None.
             inputs_embeds: (batch, new, hidden) or None.
             attention_mask: (batch, cached + new), 0 for padding; None for no padding.
@@ -117,13 +121,15 @@ class Forward:
         prompt_len = columns.shape[1]
         for row in rows:
             cache.rows[row].prompt_len = prompt_len
+        totals = [prompt_len] * len(rows)
         layout = self._method.layout(prompt_len)
         if layout is None:
-            self._run(Append(cache, rows, prompt_len, self._method, self._rotary), rows, columns)
+            for part in columns.split(self._longest_piece() if self._method.has_bands else prompt_len, dim=1):
+                self._run(self._appending(cache, rows, part.shape[1], totals), rows, part)
             return
         last = prompt_len - layout.last_start
         weave = self._method.weave(prompt_len, last, prompt_len, None)
-        first = Append(cache, rows, layout.first, self._method, self._rotary)
+        first = self._appending(cache, rows, layout.first, totals)
         self._run(first, rows, columns[:, : layout.first])
         for block in layout.blocks(PASS_TOKENS // len(rows)):
             middle = MiddleChunks(cache, rows, layout.first, block, weave, self._rotary)
@@ -132,11 +138,12 @@ class Forward:
         if weave is not None:
             for row in rows:
                 cache.reweave(row, weave, self._rotary, end=layout.first)
-        end = Append(cache, rows, last, self._method, self._rotary)
+        end = self._appending(cache, rows, last, totals)
         self._run(end, rows, columns[:, layout.last_start :])
 
     def _append(self, cache: WovenCache, rows: list[int], columns: Tensor) -> None:
         """Run new tokens of rows that have a cache, moving its keys where the method says so."""
+        totals = [cache.rows[row].length + columns.shape[1] for row in rows]
         for part in columns.split(self._longest_piece(), dim=1):
             count = part.shape[1]
             for row in rows:
@@ -144,9 +151,15 @@ class Forward:
                 weave = self._method.weave(state.length + count, count, state.prompt_len, state.weave)
                 if weave is not None:
                     cache.reweave(row, weave, self._rotary)
-            self._run(Append(cache, rows, count, self._method, self._rotary), rows, part)
+            self._run(self._appending(cache, rows, count, totals), rows, part)
 
-    def _run(self, current: Append | MiddleChunks, rows: list[int], columns: Tensor) -> None:
+    def _appending(self, cache: WovenCache, rows: list[int], count: int, totals: list[int]) -> Pass:
+        """Return the pass that appends `count` tokens to each row of an input of `totals` tokens."""
+        if self._method.has_bands:
+            return Banded(cache, rows, count, self._method, self._rotary, totals)
+        return Append(cache, rows, count, self._method, self._rotary, totals)
+
+    def _run(self, current: Pass, rows: list[int], columns: Tensor) -> None:
         """Run one pass and put its wanted logits into the result.
 
         Args:
@@ -160,7 +173,7 @@ class Forward:
         slot = self._slot[columns]
         wanted = slot >= 0
         everything = bool(wanted.all())
-        logits = self._run_pass(current, {self._name: tokens}, 0 if everything else wanted)
+        logits = self._run_pass(current, columns, {self._name: tokens}, 0 if everything else wanted)
         current.finish()
         if self._logits is None:
             self._logits = logits.new_zeros(self._batch, int(self._slot.max()) + 1, logits.shape[-1])
@@ -169,6 +182,8 @@ class Forward:
             self._logits[target] = logits.flatten(0, -2)
 
     def _longest_piece(self) -> int:
+        if self._method.has_bands:
+            return PASS_TOKENS  # they see the same in one pass and in several
         return self._method.longest_append or self._new
 
     def _columns(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -200,7 +215,13 @@ class Forward:
             return self._cache
         if self._cache is None or self._past == 0:
             return WovenCache(self._batch)
-        return WovenCache.from_rotated(self._cache, cached)
+        cache = WovenCache.from_rotated(self._cache, cached)
+        if self._method.has_bands:
+            for batch, row in enumerate(cache.rows):
+                index = torch.arange(row.length)
+                stored_at = self._method.stored_at(index, Extent(row.prompt_len, row.length))
+                cache.move(batch, stored_at - index, self._rotary)
+        return cache
 
     def _kept_columns(self) -> Tensor:
         """Return the columns whose logits are wanted, in the order asked for."""

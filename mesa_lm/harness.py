@@ -101,7 +101,13 @@ class MesaHFLM(UncutHFLM):
         """
         info: dict[str, Any] = super().get_model_info()
         described = self._describe()
-        info["mesa_lm"] = {**described, "version": __version__, "truncated_samples": self.truncated_samples}
+        info["mesa_lm"] = {
+            **described,
+            "version": __version__,
+            "device": str(self.model.device),  # what was used; lm-eval saves the option
+            "dtype": str(self.model.dtype),
+            "truncated_samples": self.truncated_samples,
+        }
         return info
 
     def _describe(self) -> dict[str, Any]:

@@ -78,11 +78,14 @@ class Handle:
     Attributes:
         model: The model it is attached to.
         method: The method, bound to the model: every parameter is concrete.
+        columns: (rows, len) input columns of the tokens in the pass that runs, for whoever hooks into the model's
+            layers; None while the untouched model runs.
     """
 
     def __init__(self, model: PreTrainedModel, method: Method) -> None:
         self.model, self.method = model, method
         self._attached = False
+        self.columns: Tensor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -108,6 +111,12 @@ class Handle:
         self._original = original
         self._rotary_module = next(module for module in self.model.modules() if hasattr(module, "inv_freq"))
         self._rotary = Rotary(self._rotary_module, self.model.dtype)
+        self._previous_rotary = self._rotary_module.__dict__.get("forward")
+        if self.method.static_rope:
+            parameters = self.method.rope_parameters(self.model.config, total=0)
+            assert parameters is not None
+            self._rotary_module.forward = self._rotary.scaled(parameters, total=0).module.forward
+            return
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
 
         @functools.wraps(original)
@@ -124,10 +133,10 @@ class Handle:
         del self.model._mesa_handle
         if isinstance(self.method, Origin):
             return
-        if self._previous is None:
-            del self.model.forward
+        if self.method.static_rope:
+            _restore(self._rotary_module, self._previous_rotary)
         else:
-            self.model.forward = self._previous
+            _restore(self.model, self._previous)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(type(self.model).forward).bind(self.model, *args, **kwargs).arguments
@@ -136,8 +145,11 @@ class Handle:
         if forward.is_untouched():
             return self._original(*args, **kwargs)
         self._refuse(call, forward.longest)
-        with torch.no_grad(), self._own_attention():
-            result = forward.run()
+        try:
+            with torch.no_grad(), self._own_attention():
+                result = forward.run()
+        finally:
+            self.columns = None
         labels = call.get("labels")
         if labels is not None:
             vocab_size = self.model.config.get_text_config().vocab_size
@@ -148,7 +160,10 @@ class Handle:
             return_dict = self.model.config.return_dict
         return result if return_dict else result.to_tuple()
 
-    def _run_pass(self, current: Any, tokens: dict[str, Tensor], logits_to_keep: int | Tensor) -> Tensor:
+    def _run_pass(
+        self, current: Any, columns: Tensor, tokens: dict[str, Tensor], logits_to_keep: int | Tensor
+    ) -> Tensor:
+        self.columns = columns
         output = self._original(
             **tokens, use_cache=False, logits_to_keep=logits_to_keep, return_dict=True, mesa_pass=current
         )
@@ -182,10 +197,15 @@ class Handle:
         finally:
             for config, implementation in zip(self._configs, implementations, strict=True):
                 config._attn_implementation = implementation
-            if rotary_forward is None:
-                del self._rotary_module.forward
-            else:
-                self._rotary_module.forward = rotary_forward
+            _restore(self._rotary_module, rotary_forward)
+
+
+def _restore(module: nn.Module, forward: Any) -> None:
+    """Give a module back the forward that its instance had, or its class's."""
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
 
 
 def _no_rotation(states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""Where chunks begin and at which positions cached keys are scored: pure integer arithmetic."""
+"""Where chunks begin, and at which positions keys are scored: pure arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,3 +113,33 @@ class Stair:
     def same_positions(self, other: Stair | None) -> bool:
         """Tell whether another stair gives every index the same position."""
         return other is not None and (self.anchor, self.width, self.ceil) == (other.anchor, other.width, other.ceil)
+
+
+class Extent(NamedTuple):
+    """How long the input is that a pass belongs to.
+
+    Attributes:
+        prompt: Tokens of the row's prompt.
+        total: Tokens of the input: the prompt's while it is prefilled, later all keys including the new ones.
+    """
+
+    prompt: int
+    total: int
+
+
+class Band(NamedTuple):
+    """Keys start <= j < end of some queries, scored at one pair of positions.
+
+    Attributes:
+        start: (q_len,) first key of each query; must not decrease.
+        end: (q_len,) one past the last key of each query; must not decrease; no key where end <= start.
+        query_position: (q_len,) where the queries are scored, integers or fractions.
+        key_position: Where keys are scored, from their indices.
+        queries: (q_len,) which of the block's queries these are; None for all.
+    """
+
+    start: Tensor
+    end: Tensor
+    query_position: Tensor
+    key_position: Callable[[Tensor], Tensor]
+    queries: Tensor | None = None

@@ -12,23 +12,39 @@ from torch import Tensor
 from mesa_lm.cache import WovenCache
 from mesa_lm.engine import attend, merge
 from mesa_lm.methods.base import Method
-from mesa_lm.positions import Block, Stair
+from mesa_lm.positions import Block, Extent, Stair
 from mesa_lm.rotary import Angles, Rotary, rotate
 
 
 class Append:
     """New tokens at the end of rows; they see everything cached and, causally, one another."""
 
-    def __init__(self, cache: WovenCache, rows: list[int], new: int, method: Method, rotary: Rotary) -> None:
+    def __init__(
+        self, cache: WovenCache, rows: list[int], new: int, method: Method, rotary: Rotary, totals: list[int]
+    ) -> None:
+        """Prepare the pass.
+
+        Args:
+            cache: Holds the rows' earlier tokens.
+            rows: The rows.
+            new: Number of new tokens of each.
+            method: Bound to the model.
+            rotary: The model's frequencies.
+            totals: For each row the tokens of the input that the new ones belong to; see `Extent`.
+        """
         self.cache, self.rows, self.new = cache, rows, new
-        index = torch.stack([torch.arange(new) + cache.rows[row].length for row in rows])  # (rows, new)
-        weaves = [cache.rows[row].weave for row in rows]
-        position = torch.stack([i if w is None else w.position(i) for i, w in zip(index, weaves, strict=True)])
-        self.angles = rotary.angles(position)
-        scale = method.query_scale(index)
-        if scale is not None and bool((scale == 1).all()):
-            scale = None
-        self.scale = None if scale is None else scale.to(rotary.device, rotary.dtype)[:, None, :, None]
+        angles, scales = [], []
+        for row, total in zip(rows, totals, strict=True):
+            state = cache.rows[row]
+            extent = Extent(state.prompt_len, total)
+            index = torch.arange(state.length, state.length + new)
+            position = index if state.weave is None else state.weave.position(index)
+            angles.append(rotary_for(method, rotary, extent).angles(position[None]))
+            scale = method.query_scale(index, extent)
+            scales.append(torch.ones(new) if scale is None else scale)
+        self.angles = Angles(torch.cat([a.cos for a in angles]), torch.cat([a.sin for a in angles]))
+        scaled = torch.stack(scales)
+        self.scale = scaled.to(rotary.device, rotary.dtype)[:, None, :, None] if bool((scaled != 1).any()) else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store keys and values and return the attention output.
@@ -82,6 +98,12 @@ class Append:
         """Count the new tokens as cached, after the last layer."""
         for row in self.rows:
             self.cache.rows[row].length += self.new
+
+
+def rotary_for(method: Method, rotary: Rotary, extent: Extent) -> Rotary:
+    """Return the frequencies with which a method runs an input."""
+    parameters = None if method.static_rope else method.rope_parameters(rotary.module.config, extent.total)
+    return rotary if parameters is None else rotary.scaled(parameters, extent.total)
 
 
 class MiddleChunks:

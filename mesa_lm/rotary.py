@@ -1,10 +1,12 @@
 """Rotating queries and keys to the positions at which a method scores them."""
 
+import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 class Angles(NamedTuple):
@@ -60,6 +62,28 @@ class Rotary:
         inverse_frequencies = module.inv_freq
         assert isinstance(inverse_frequencies, Tensor)
         self.device = inverse_frequencies.device
+
+    def scaled(self, parameters: dict[str, Any], total: int) -> "Rotary":
+        """Return the frequencies that the same rotary module has with other rope parameters.
+
+        Args:
+            parameters: As in a config's `rope_parameters`; merged into the model's.
+            total: Tokens of the input, for parameters whose frequencies depend on it.
+
+        Source:
+            transformers.modeling_rope_utils; nothing is computed here.
+        """
+        config = copy.deepcopy(self.module.config)
+        assert not isinstance(config, Tensor | nn.Module)
+        config.rope_parameters = {**config.rope_parameters, **parameters}
+        module = type(self.module)(config)
+        if parameters["rope_type"] == "dynamic":
+            config.max_position_embeddings = parameters["original_max_position_embeddings"]
+            inverse_frequencies, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, None, seq_len=total)
+            module.inv_freq = inverse_frequencies
+            # Else its forward would replace them by what the largest position asks for.
+            module.rope_type = "default"
+        return Rotary(module.to(self.device), self.dtype)
 
     def angles(self, position: Tensor, dtype: torch.dtype | None = None) -> Angles:
         """Return the angles that rotate an unrotated query or key to its position.

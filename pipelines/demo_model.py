@@ -8,8 +8,10 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -84,13 +86,27 @@ def build_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+class Phase(NamedTuple):
+    """A stretch of training with its own seed, optimiser and learning rate schedule."""
+
+    steps: int
+    peak_lr: float
+    few_digits: float  # share of keys made of two to four different digits, which are hard to copy in order
+
+
+PHASES = (Phase(5000, 2e-3, 0.0), Phase(1800, 1e-3, 0.6))
+
+
 class Passkeys:
     """Random passkey prompts with their answers, as token ids of one common length."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str], rng: random.Random) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, texts: list[str], rng: random.Random, few_digits: float
+    ) -> None:
         self.tokenizer = tokenizer
         self.source = "\n".join(texts)
         self.rng = rng
+        self.few_digits = few_digits
 
     def encode(self, text: str) -> list[int]:
         """Return token ids without BOS."""
@@ -147,7 +163,10 @@ class Passkeys:
 
     def row(self, length: int) -> tuple[list[int], list[int]]:
         """Return a prompt and its answer, together exactly `length` tokens."""
-        if self.rng.random() < 0.5:
+        if self.few_digits and self.rng.random() < self.few_digits:
+            digits = self.rng.sample("0123456789", self.rng.randint(2, 4))
+            key = self.rng.choice("123456789") + "".join(self.rng.choices(digits, k=self.rng.randint(4, 7)))
+        elif self.rng.random() < 0.5:
             key = str(self.rng.randint(1, MAX_KEY))
         else:
             key = str(self.rng.randrange(10 ** self.rng.randrange(1, 7)))
@@ -195,35 +214,38 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
-def train(
-    out: Annotated[Path, typer.Argument(help="Folder for model, tokenizer and training log.")],
-    steps: int = 5000,
-    peak_lr: float = 2e-3,
-    seed: int = 0,
-    threads: int = 2,
+def train_phase(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    phase: Phase,
+    seed: int,
+    report: Callable[[dict[str, float]], None],
 ) -> None:
-    """Train the demo model from scratch and save it."""
-    torch.set_num_threads(threads)
+    """Train a model in place.
+
+    Args:
+        model: On the device to train on.
+        tokenizer: Its tokenizer.
+        texts: The training part of the standard library.
+        phase: How.
+        seed: Of everything random in the phase.
+        report: Called now and then with step, losses and accuracy.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    texts = standard_library(held_out=False)
-    tokenizer = build_tokenizer(texts)
+    device = next(model.parameters()).device
     stream = torch.tensor([t for text in texts for t in [*tokenizer.encode(text, add_special_tokens=False), 1]])
-    passkeys = Passkeys(tokenizer, texts, rng)
-    model = build_model()
-    torch.nn.Module.to(model, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.95), weight_decay=0.1)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens of text", flush=True)
-    log, started = [], time.monotonic()
-    for step in range(steps):
+    passkeys = Passkeys(tokenizer, texts, rng, phase.few_digits)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.peak_lr, betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(phase.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_lr)
+            group["lr"] = learning_rate(step, phase.steps, phase.peak_lr)
         text = text_batch(stream, STEP_TOKENS // 5 // TRAIN_LENGTH, rng).to(device)
         length = rng.randint(TRAIN_LENGTH // 6, TRAIN_LENGTH)
         ids, labels, longest = passkeys.batch(length, STEP_TOKENS * 4 // 5 // length)
         ids, labels = ids.to(device), labels.to(device)
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             text_logits = model(text).logits[:, :-1]
             key_logits = model(ids, logits_to_keep=longest + 1).logits[:, :-1]
         text_loss = cross_entropy(text_logits.float().flatten(0, 1), text[:, 1:].flatten())
@@ -233,20 +255,48 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 50 == 0 or step == phase.steps - 1:
             hit = (key_logits.argmax(-1) == key_labels) | (key_labels == -100)
-            entry = {
-                "step": step,
-                "text_loss": round(text_loss.item(), 4),
-                "passkey_loss": round(key_loss.item(), 4),
-                "passkey_accuracy": round(hit.all(1).float().mean().item(), 4),
-                "seconds": round(time.monotonic() - started, 1),
-            }
-            log.append(entry)
-            print(json.dumps(entry), flush=True)
-            model.save_pretrained(out)
-            tokenizer.save_pretrained(out)
-            (out / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
+            report(
+                {
+                    "step": step,
+                    "text_loss": round(text_loss.item(), 4),
+                    "passkey_loss": round(key_loss.item(), 4),
+                    "passkey_accuracy": round(hit.all(1).float().mean().item(), 4),
+                }
+            )
+
+
+def train(
+    out: Annotated[Path, typer.Argument(help="Folder for model, tokenizer and training log.")],
+    seed: int = 0,
+    threads: int = 2,
+) -> None:
+    """Train the demo model from scratch and save the mean of its weights after each phase."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    texts = standard_library(held_out=False)
+    tokenizer = build_tokenizer(texts)
+    model = build_model()
+    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    log: list[dict[str, float]] = []
+    started = time.monotonic()
+
+    def report(entry: dict[str, float], phase: int) -> None:
+        log.append({"phase": phase, **entry, "seconds": round(time.monotonic() - started, 1)})
+        print(json.dumps(log[-1]), flush=True)
+
+    mean: dict[str, torch.Tensor] = {}
+    for number, phase in enumerate(PHASES, start=1):
+        train_phase(model, tokenizer, texts, phase, seed + number - 1, partial(report, phase=number))
+        for name, parameter in model.named_parameters():
+            mean[name] = mean.get(name, torch.zeros_like(parameter)) + parameter.detach() / len(PHASES)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(mean[name])
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ which factor; `dense_logits` runs a Llama-like model's weights in float64 with s
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ class Pairs(NamedTuple):
 
     visible: Tensor  # (n, n) bool
     distance: Tensor  # (n, n)
-    scale: Tensor  # (n,)
+    scale: Tensor  # (n,) or (n, n)
+    frequency: Tensor | None = None  # (n, head_dim / 2) rotary frequencies per query; None: the model's
 
 
 def stair(distance: int, near: int, width: int) -> int:
@@ -104,6 +106,97 @@ def mesa_pairs(
     return Pairs(visible, distance, scale)
 
 
+def dense_pairs(total: int, rule: Callable[[int, int], float | None], scale: Callable[[int], float]) -> Pairs:
+    """Pairs of a method whose queries see by index: rule(t, j) is the distance, None for a key not seen."""
+    visible = torch.zeros(total, total, dtype=torch.bool)
+    distance = torch.zeros(total, total, dtype=torch.float64)
+    for t in range(total):
+        for j in range(t + 1):
+            found = rule(t, j)
+            if found is not None:
+                visible[t, j], distance[t, j] = True, found
+    return Pairs(visible, distance, torch.tensor([scale(t) for t in range(total)], dtype=torch.float64))
+
+
+def log_n(T: int, on: bool) -> Callable[[int], float]:
+    """Entropy-invariant scaling of query t."""
+    return lambda t: max(1.0, math.log(t + 1) / math.log(T)) if on else 1.0
+
+
+def rerope_pairs(prompt: int, total: int, *, T: int, w: int, logn: bool) -> Pairs:
+    """kexue.fm/archives/9708: distance min(t - j, w)."""
+    return dense_pairs(total, lambda t, j: min(t - j, w), log_n(T, logn))
+
+
+def leaky_pairs(prompt: int, total: int, *, T: int, w: int, k: float | None, logn: bool) -> Pairs:
+    """Distance w + (d - w) / k from w on; without k, 1/k = (T - w) / (I - w) for a prompt of I tokens."""
+    slope = (1 / k) if k else min(1.0, (T - w) / max(1e-9, prompt - w)) if prompt > w else 1.0
+    return dense_pairs(total, lambda t, j: t - j if t - j < w else w + (t - j - w) * slope, log_n(T, logn))
+
+
+def stair_pairs(prompt: int, total: int, *, T: int, N: int, E: int, logn: bool) -> Pairs:
+    """Stair PE for every query."""
+    return dense_pairs(total, lambda t, j: stair(t - j, N, E), log_n(T, logn))
+
+
+def self_extend_pairs(prompt: int, total: int, *, T: int, G: int, w: int, exact: bool, logn: bool) -> Pairs:
+    """Distance t//G - j//G + w - w/G (or w//G) from w on."""
+    offset = w - (w / G if exact else w // G)
+    return dense_pairs(total, lambda t, j: t - j if t - j < w else t // G - j // G + offset, log_n(T, logn))
+
+
+def lm_infinite_pairs(prompt: int, total: int, *, L: int, G: int, D: int) -> Pairs:
+    """The last L keys at their distance, the first G at distance D, at most the input's length - 1."""
+
+    def rule(t: int, j: int) -> int | None:
+        if t - j < L:
+            return t - j
+        return min(D, (prompt if t < prompt else t + 1) - 1) if j < G else None
+
+    return dense_pairs(total, rule, lambda t: 1.0)
+
+
+def streaming_pairs(prompt: int, total: int, *, S: int, R: int) -> Pairs:
+    """The first S and the last R + 1 keys; slots of the cache are positions."""
+
+    def rule(t: int, j: int) -> int | None:
+        if t <= S + R or j >= t - R:
+            return t - j
+        return S + R - j if j < S else None
+
+    return dense_pairs(total, rule, lambda t: 1.0)
+
+
+def dual_chunk_pairs(prompt: int, total: int, *, T: int, C: int, w: int, mscale: bool) -> Pairs:
+    """Positions within chunks of C - w tokens; query positions of at most C towards earlier chunks."""
+    L = C - w
+
+    def rule(t: int, j: int) -> int:
+        apart = t // L - j // L
+        query = t % L if apart == 0 else min(t % L + L, C) if apart == 1 else min(2 * L - 1, C)
+        return query - j % L
+
+    def m(t: int) -> float:
+        length = prompt if t < prompt else t + 1
+        return 1 + 0.05 * math.log(length / T) if mscale and length > T else 1.0
+
+    pairs = dense_pairs(total, rule, m)
+    return pairs._replace(scale=pairs.scale[:, None] * pairs.scale[None, :])
+
+
+def scaled_rope_pairs(
+    prompt: int, total: int, *, head_dim: int, base: float, stretch: Callable[[int], float], divide: float = 1.0
+) -> Pairs:
+    """Plain distances at a base multiplied by stretch(length)^(d / (d - 2)) and frequencies divided by `divide`."""
+    pairs = dense_pairs(total, lambda t, j: t - j, lambda t: 1.0)
+    power = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    rows = []
+    for t in range(total):
+        own = base * stretch(prompt if t < prompt else t + 1) ** (head_dim / (head_dim - 2))
+        rows.append(own**-power / divide)
+    return pairs._replace(frequency=torch.stack(rows))
+
+
 def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
     """Run a Llama, Mistral, Qwen2 or Qwen3 model with explicit pairs.
 
@@ -146,7 +239,8 @@ def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
             k = torch.view_as_complex(key[:, head * kv_heads // heads].view(n, 2, -1).transpose(1, 2).contiguous())
             v = value[:, head * kv_heads // heads]
             for t in range(n):
-                turn = torch.polar(torch.ones(n, len(frequency)).double(), pairs.distance[t][:, None] * frequency)
+                own = frequency if pairs.frequency is None else pairs.frequency[t]
+                turn = torch.polar(torch.ones(n, len(own)).double(), pairs.distance[t][:, None] * own)
                 score = (q[t] * k.conj() * turn).real.sum(-1) / math.sqrt(head_dim) * pairs.scale[t]
                 outputs[t, head] = score.masked_fill(~pairs.visible[t], -torch.inf).softmax(-1) @ v
         hidden = hidden + linear(outputs.flatten(1), name + "self_attn.o_proj")

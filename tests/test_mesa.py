@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
+from helpers import decode, pad, random_ids, together_and_alone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import dense_logits, mesa_pairs
@@ -13,10 +14,6 @@ from mesa_lm.cache import WovenCache
 T = 41
 # float32 passes against a float64 oracle; logits are of the order of 10.
 TOLERANCE = 2e-4
-
-
-def random_ids(length: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(1, 58, (length,), generator=torch.Generator().manual_seed(seed))
 
 
 def oracle(model, ids, prompt, method):
@@ -37,27 +34,6 @@ def oracle(model, ids, prompt, method):
         reserve=bound.reserve,
     )
     return dense_logits(model, ids, pairs)
-
-
-def decode(model, ids, prompt):
-    """Logits of a prompt and of the tokens after it, fed one by one."""
-    output = model(ids[None, :prompt], use_cache=True)
-    logits = [output.logits[0]]
-    for token in ids[prompt:]:
-        output = model(token.view(1, 1), past_key_values=output.past_key_values)
-        logits.append(output.logits[0])
-    return torch.cat(logits)
-
-
-def pad(rows: list[torch.Tensor], side: str) -> dict[str, torch.Tensor]:
-    """A padded batch with its attention mask."""
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        place = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
-        ids[i, place], mask[i, place] = row, 1
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 @st.composite
@@ -136,23 +112,9 @@ def test_within_the_training_length_nothing_changes(llama):
 def test_a_row_does_not_depend_on_its_batch(lengths, side, new):
     model = tiny_model()
     rows = [random_ids(length, seed) for seed, length in enumerate(lengths)]
-    batch = pad(rows, side)
-    tokens = random_ids(new, 99)
     with torch.no_grad(), mesa_lm.extrapolate(model, "mesa"):
-        output = model(**batch, use_cache=True)
-        steps = [output.logits]
-        mask = batch["attention_mask"]
-        for token in tokens if side == "left" else []:
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            output = model(
-                token.expand(len(rows), 1), attention_mask=mask, past_key_values=output.past_key_values, use_cache=True
-            )
-            steps.append(output.logits)
-        together = torch.cat(steps, dim=1)
-        for i, row in enumerate(rows):
-            alone = decode(model, torch.cat([row, tokens]) if side == "left" else row, len(row))
-            kept = mask[i].bool()
-            torch.testing.assert_close(together[i, kept], alone, atol=1e-4, rtol=0)
+        for batched, alone in together_and_alone(model, rows, side, random_ids(new, 99)):
+            torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("keep", [1, 5, 60, 1000, torch.tensor([0, 70, 3, 129]), torch.tensor([-1, -129])])

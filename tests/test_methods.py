@@ -55,7 +55,7 @@ def test_wrong_parameters_are_named(options, message):
         ({"first_chunk": 300, "last_chunk": 300}, "at most train_length=512, found 300 . 300"),
         ({"chunk_width": 500}, "found 25 . 500; chunk_width may be at most 487"),
         ({"reserve": 512}, "reserve must be below train_length=512, found 512"),
-        ({"last_chunk": 256}, "no extrapolated_width keeps positions inside train_length=512"),
+        ({"last_chunk": 260}, "no extrapolated_width keeps positions inside train_length=512"),
         ({"variant": "released", "first_chunk": 256}, "must leave room in train_length=512, found 512"),
     ],
 )

@@ -103,7 +103,7 @@ def test_stock_lm_eval_finds_model_and_tasks(layout: str, request: pytest.Fixtur
 def test_entry_points(wheel: Path) -> None:
     found = {(entry.group, entry.name, entry.value) for entry in PathDistribution(dist_info(wheel)).entry_points}
     assert found == {
-        ("console_scripts", "mesa-lm", "mesa_lm.cli:app"),
+        ("console_scripts", "mesa-lm", "mesa_lm.cli:main"),
         ("lm_eval.models", "mesa-hf", "mesa_lm.harness:MesaHFLM"),
     }
 

@@ -5,12 +5,35 @@ from typing import Any
 
 from mesa_lm.errors import MethodError, unknown_name
 from mesa_lm.methods.base import Method, train_length_of
+from mesa_lm.methods.dual_chunk import DualChunk
+from mesa_lm.methods.dynamic_ntk import DynamicNTK
+from mesa_lm.methods.leaky_rerope import LeakyReRoPE
+from mesa_lm.methods.lm_infinite import LMInfinite
 from mesa_lm.methods.mesa import Mesa
 from mesa_lm.methods.origin import Origin
+from mesa_lm.methods.rerope import ReRoPE
+from mesa_lm.methods.rope_scaling import LinearScaling, NTKScaling, YaRN
+from mesa_lm.methods.self_extend import SelfExtend
+from mesa_lm.methods.stair import StairPE
+from mesa_lm.methods.streaming_llm import StreamingLLM
 
 __all__ = ["Mesa", "Method", "Origin", "make_method", "methods", "train_length_of"]
 
-_METHODS: tuple[type[Method], ...] = (Origin, Mesa)
+_METHODS: tuple[type[Method], ...] = (
+    Origin,
+    Mesa,
+    StairPE,
+    ReRoPE,
+    LeakyReRoPE,
+    SelfExtend,
+    LMInfinite,
+    StreamingLLM,
+    DualChunk,
+    DynamicNTK,
+    NTKScaling,
+    LinearScaling,
+    YaRN,
+)
 
 
 def methods() -> dict[str, type[Method]]:

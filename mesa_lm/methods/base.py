@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import logging
+import math
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mesa_lm.errors import MethodError
@@ -10,7 +12,9 @@ from mesa_lm.errors import MethodError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mesa_lm.positions import Layout, Stair
+    from mesa_lm.positions import Band, Extent, Layout, Stair
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +25,8 @@ class Method:
     """
 
     name: ClassVar[str]
+    block_len: ClassVar[int] = 512  # queries whose bands are computed at once
+    static_rope: ClassVar[bool] = False  # whether `rope_parameters` are the same for every input
 
     def resolve(self, config: Any) -> Self:
         """Fill in what depends on the model.
@@ -68,9 +74,61 @@ class Method:
         """Most tokens that one pass may append to cached ones; more are appended piece by piece; None: no bound."""
         return None
 
-    def query_scale(self, index: Tensor) -> Tensor | None:
-        """Return the factor of each query by its index, float32 in the shape of `index`; None is 1."""
+    @property
+    def has_bands(self) -> bool:
+        """Whether the method is executed by its `bands`."""
+        return type(self).bands is not Method.bands
+
+    def rope_parameters(self, config: Any, total: int) -> dict[str, Any] | None:
+        """Return the rope parameters to run with, merged into those of the model; None: the model's own.
+
+        Args:
+            config: The model's transformers config.
+            total: Tokens of the input; see `Extent`.
+        """
         return None
+
+    def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...] | None:
+        """Return what some queries see, as bands that share no key; every query sees at least itself.
+
+        Args:
+            index: (q_len,) consecutive indices of the queries.
+            extent: Of the input that they belong to.
+
+        Returns:
+            The bands; None where every query sees all keys before it, at the positions given by `weave`.
+        """
+        return None
+
+    def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
+        """Return the positions at which a method with bands stores its keys; most of its bands score them there."""
+        return index
+
+    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
+        """Return the factor of each query, float32 in the shape of `index`; None is 1."""
+        return None
+
+    def key_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
+        """Return the factor with which each key is stored, float32; None is 1."""
+        return None
+
+
+def log_n_scale(index: Tensor, train_length: int) -> Tensor:
+    """Return max(1, ln(index + 1) / ln T): entropy-invariant scaling of a query that sees index + 1 keys.
+
+    Args:
+        index: Indices of the queries.
+        train_length: T in tokens.
+
+    Source:
+        Su 2021, https://kexue.fm/archives/8823; rerope_patch.py and mesa_extrapolation.py of the released codes.
+    """
+    return ((index.float() + 1).log() / math.log(train_length)).clamp(min=1)
+
+
+def parameter(default: Any, text: str) -> Any:
+    """Declare a parameter of a method: its default and what it means."""
+    return field(default=default, metadata={"help": text})
 
 
 def require_int(method: Method, name: str, minimum: int, optional: bool = False) -> None:
@@ -111,3 +169,41 @@ def train_length_of(config: Any) -> int:
         f"the config of model type {getattr(config, 'model_type', '?')!r} names no max_position_embeddings; "
         "give train_length="
     )
+
+
+def require_bool(method: Method, name: str) -> None:
+    """Check that a parameter is true or false.
+
+    Raises:
+        MethodError: It is not.
+    """
+    value = getattr(method, name)
+    if not isinstance(value, bool):
+        raise MethodError(f"{method.name}: {name} must be true or false, found {value!r}")
+
+
+def bound_int(method: Method, name: str) -> int:
+    """Return an integer parameter that `Method.resolve` has filled in."""
+    value = getattr(method, name)
+    assert isinstance(value, int), f"{name} is filled in by resolve()"
+    return value
+
+
+def default_window(train_length: int) -> int:
+    """Return the published window of 512 tokens, a quarter of T where that is less, at least 1."""
+    return max(1, min(512, train_length // 4))
+
+
+def warn_if_beyond(method: Method, what: str, positions: int, train_length: int) -> None:
+    """Warn where a setting lets distances reach beyond training; the published code runs such settings, so do we.
+
+    Args:
+        method: The method.
+        what: The parameters that lead there.
+        positions: Positions that they need, in tokens.
+        train_length: T in tokens.
+    """
+    if positions > train_length:
+        logger.warning(
+            "%s: %s needs %d positions, but the model was trained on %d", method.name, what, positions, train_length
+        )

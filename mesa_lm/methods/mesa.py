@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, require_int, train_length_of
-from mesa_lm.positions import Layout, Stair, dynamic_split
+from mesa_lm.methods.base import (
+    Method,
+    bound_int,
+    log_n_scale,
+    parameter,
+    require_bool,
+    require_int,
+    train_length_of,
+)
+from mesa_lm.positions import Extent, Layout, Stair, dynamic_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,10 +23,6 @@ if TYPE_CHECKING:
 PUBLISHED_WIDTH = 50
 # The released code computes no chunk width for prompts that fit and keeps this initial one.
 RELEASED_INITIAL_WIDTH = 1800
-
-
-def _parameter(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,26 +37,26 @@ class Mesa(Method):
 
     name: ClassVar[str] = "mesa"
 
-    train_length: int | None = _parameter(None, "training length T in tokens; None: from the model's config")
-    first_chunk: int | None = _parameter(None, "first chunk F that every chunk sees; None: min(100, T/20)")
-    last_chunk: int | None = _parameter(None, "shortest last chunk L; None: min(512, T/4)")
-    chunk_width: int | None = _parameter(None, "width of the middle chunks; None: DynamicSplit, at most T - F")
-    split_margin: int | None = _parameter(
+    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
+    first_chunk: int | None = parameter(None, "first chunk F that every chunk sees; None: min(100, T/20)")
+    last_chunk: int | None = parameter(None, "shortest last chunk L; None: min(512, T/4)")
+    chunk_width: int | None = parameter(None, "width of the middle chunks; None: DynamicSplit, at most T - F")
+    split_margin: int | None = parameter(
         None, "tokens the last chunk may take above L, M_max; None: min(200, T/10), released 200"
     )
-    reserve: int = _parameter(0, "weave a growing context this many tokens before T; the released code has 50")
-    extrapolated_position: int | None = _parameter(
-        None, "distance N up to which positions stay linear; None: last_chunk; not in variant released"
+    reserve: int = parameter(0, "weave a growing context this many tokens before T; the released code has 50")
+    extrapolated_position: int | None = parameter(
+        None, "distance N up to which positions stay linear; None: min(512, 2T/5); not in variant released"
     )
-    extrapolated_width: int | Literal["auto"] = _parameter(
+    extrapolated_width: int | Literal["auto"] = parameter(
         "auto", "keys per position step E beyond N; auto: 50, or the smallest width that keeps positions inside T"
     )
-    log_n: bool = _parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
-    reweave_every: int | None = _parameter(
+    log_n: bool = parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
+    reweave_every: int | None = parameter(
         None, "decoded tokens between two computations of the key positions; None: last_chunk; not in variant released"
     )
-    variant: Literal["paper", "released"] = _parameter("paper", "the paper's definition or the authors' code")
-    first_chunk_cache: int | None = _parameter(
+    variant: Literal["paper", "released"] = parameter("paper", "the paper's definition or the authors' code")
+    first_chunk_cache: int | None = parameter(
         None, "tokens that the released code keeps free beside the first chunk; None: first_chunk; only released"
     )
 
@@ -65,8 +68,7 @@ class Mesa(Method):
         require_int(self, "reserve", 0)
         if self.extrapolated_width != "auto":
             require_int(self, "extrapolated_width", 1)
-        if not isinstance(self.log_n, bool):
-            raise MethodError(f"mesa: log_n must be true or false, found {self.log_n!r}")
+        require_bool(self, "log_n")
         if self.variant not in ("paper", "released"):
             raise MethodError(f"mesa: variant must be 'paper' or 'released', found {self.variant!r}")
         foreign = ("extrapolated_position", "reweave_every") if self._released else ("first_chunk_cache",)
@@ -86,6 +88,8 @@ class Mesa(Method):
         train_length = self.train_length or train_length_of(config)
         first = _default(self.first_chunk, max(1, min(100, train_length // 20)))
         last = _default(self.last_chunk, max(1, min(512, train_length // 4)))
+        # Farther than the last chunk is long, where T allows, so that its first queries have some linear context.
+        near = max(1, min(512, 2 * train_length // 5))
         margin = 200 if self._released else max(1, min(200, train_length // 10))
         resolved = replace(
             self,
@@ -93,7 +97,7 @@ class Mesa(Method):
             first_chunk=first,
             last_chunk=last,
             split_margin=_default(self.split_margin, margin),
-            extrapolated_position=None if self._released else _default(self.extrapolated_position, last),
+            extrapolated_position=None if self._released else _default(self.extrapolated_position, near),
             reweave_every=None if self._released else _default(self.reweave_every, last),
             first_chunk_cache=_default(self.first_chunk_cache, first) if self._released else None,
         )
@@ -101,7 +105,8 @@ class Mesa(Method):
         return resolved
 
     def _check_fit(self) -> None:
-        length, first, last = self._int("train_length"), self._int("first_chunk"), self._int("last_chunk")
+        length = bound_int(self, "train_length")
+        first, last = bound_int(self, "first_chunk"), bound_int(self, "last_chunk")
         kept_free = first + (self.first_chunk_cache or 0)
         if kept_free >= length:
             raise MethodError(
@@ -121,13 +126,13 @@ class Mesa(Method):
                 f"mesa: first_chunk + chunk_width must be at most train_length={length}, "
                 f"found {first} + {self.chunk_width}; chunk_width may be at most {length - first}"
             )
-        near = max(self._int("extrapolated_position"), last)
+        near = max(bound_int(self, "extrapolated_position"), last)
         if self.extrapolated_width == "auto" and self._room(near) < 1:
             raise MethodError(self._no_room(near))
 
     def is_untouched(self, kv_len: int, cached: bool) -> bool:
         """See `Method.is_untouched`: everything within T; the released code also splits prompts that fit."""
-        return not self._released and kv_len <= self._int("train_length") - (self.reserve if cached else 0)
+        return not self._released and kv_len <= bound_int(self, "train_length") - (self.reserve if cached else 0)
 
     def layout(self, prompt_len: int) -> Layout | None:
         """Return the chunks of a prompt: by DynamicSplit, or of the given `chunk_width`.
@@ -138,28 +143,27 @@ class Mesa(Method):
         Raises:
             MethodError: In variant released, the given chunk_width lets a middle chunk pass T.
         """
-        length, first = self._int("train_length"), self._int("first_chunk")
+        length, first = bound_int(self, "train_length"), bound_int(self, "first_chunk")
         if self._released:
             return self._released_layout(prompt_len)
         if prompt_len <= length:
             return None
-        rest = prompt_len - first - self._int("last_chunk")
+        rest = prompt_len - first - bound_int(self, "last_chunk")
         if self.chunk_width is not None:
             middle, left_over = divmod(rest, self.chunk_width)
-            narrow = left_over if left_over >= self._int("split_margin") else 0
+            narrow = left_over if left_over >= bound_int(self, "split_margin") else 0
             return Layout(first=first, width=self.chunk_width, middle=middle, narrow=narrow)
-        width, middle = dynamic_split(
-            prompt_len,
-            first=first,
-            last=self._int("last_chunk"),
-            margin=self._int("split_margin"),
-            room=length - first,
-        )
-        return Layout(first=first, width=width, middle=middle)
+        last, margin = bound_int(self, "last_chunk"), bound_int(self, "split_margin")
+        width, middle = dynamic_split(prompt_len, first=first, last=last, margin=margin, room=length - first)
+        left_over = rest - width * middle
+        # Rounding leaves up to one token per chunk: in very long prompts more than the last chunk has positions for.
+        near = max(bound_int(self, "extrapolated_position"), last + left_over)
+        narrow = left_over if self.extrapolated_width == "auto" and self._room(near) < 1 else 0
+        return Layout(first=first, width=width, middle=middle, narrow=narrow)
 
     def weave(self, kv_len: int, new: int, prompt_len: int, current: Stair | None) -> Stair | None:
         """See `Method.weave`: once beyond T, then again after every `reweave_every` decoded tokens."""
-        length = self._int("train_length")
+        length = bound_int(self, "train_length")
         if self._released:
             if kv_len <= length:
                 return None
@@ -168,25 +172,22 @@ class Mesa(Method):
             return Stair(last=kv_len - 1, near=near, width=width, ceil=False)
         if current is None and kv_len <= length - (self.reserve if kv_len > new else 0):
             return None
-        if current is not None and kv_len - 1 - current.last < self._int("reweave_every"):
+        if current is not None and kv_len - 1 - current.last < bound_int(self, "reweave_every"):
             return current
-        near = max(self._int("extrapolated_position") if current is None else current.near, new)
+        near = max(bound_int(self, "extrapolated_position") if current is None else current.near, new)
         return Stair(last=kv_len - 1, near=near, width=self._width(kv_len, near), ceil=True)
 
     @property
     def longest_append(self) -> int | None:
         """See `Method.longest_append`: as many tokens as the shortest last chunk; the released code has no bound."""
-        return None if self._released else self._int("last_chunk")
+        return None if self._released else bound_int(self, "last_chunk")
 
-    def query_scale(self, index: Tensor) -> Tensor | None:
-        """Return max(1, ln(index + 1) / ln T), the log-n scaling of the released code."""
-        if not self.log_n:
-            return None
-        scale = (index.float() + 1).log() / math.log(self._int("train_length"))
-        return scale.clamp(min=1)
+    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
+        """See `log_n_scale`."""
+        return log_n_scale(index, bound_int(self, "train_length")) if self.log_n else None
 
     def _released_layout(self, prompt_len: int) -> Layout | None:
-        length, first = self._int("train_length"), self._int("first_chunk")
+        length, first = bound_int(self, "train_length"), bound_int(self, "first_chunk")
         width = self._released_width(prompt_len)
         middle = max(0, -(-(prompt_len - first) // width) - 1)
         if prompt_len <= first or (prompt_len <= length and middle <= 1):
@@ -202,14 +203,14 @@ class Mesa(Method):
         """The chunk width of the released code, which serves prefill and decoding alike."""
         if self.chunk_width is not None:
             return self.chunk_width
-        length, first = self._int("train_length"), self._int("first_chunk")
+        length, first = bound_int(self, "train_length"), bound_int(self, "first_chunk")
         if prompt_len < length - self.reserve:
             return RELEASED_INITIAL_WIDTH
-        room = length - first - self._int("first_chunk_cache")
-        total, last = prompt_len + self.reserve, self._int("last_chunk")
+        room = length - first - bound_int(self, "first_chunk_cache")
+        total, last = prompt_len + self.reserve, bound_int(self, "last_chunk")
         if total < first + last:
             return room  # the released code divides by zero here
-        width, _ = dynamic_split(total, first=first, last=last, margin=self._int("split_margin"), room=room)
+        width, _ = dynamic_split(total, first=first, last=last, margin=bound_int(self, "split_margin"), room=room)
         return width
 
     def _width(self, kv_len: int, near: int) -> int:
@@ -223,7 +224,7 @@ class Mesa(Method):
 
     def _room(self, near: int) -> int:
         """Steps beyond `near` that stay inside T while up to `reweave_every` tokens are decoded."""
-        return self._int("train_length") - 1 - near - self._int("reweave_every")
+        return bound_int(self, "train_length") - 1 - near - bound_int(self, "reweave_every")
 
     def _no_room(self, near: int) -> str:
         return (
@@ -231,11 +232,6 @@ class Mesa(Method):
             f"positions and {self.reweave_every} decoded tokens leave {self._room(near)} steps; "
             "lower last_chunk, extrapolated_position or reweave_every"
         )
-
-    def _int(self, name: str) -> int:
-        value = getattr(self, name)
-        assert isinstance(value, int), f"{name} is filled in by resolve()"
-        return value
 
 
 def _default(value: int | None, default: int) -> int:

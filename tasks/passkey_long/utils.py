@@ -5,38 +5,22 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
-from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import UsageError, unknown_name
-from mesa_lm.model_args import one_line_errors
+from mesa_lm.task_support import check_count, check_option_names, is_count, load_neighbour, wrong_option
+from mesa_lm.tokenizing import load_tokenizer, token_counter
 
 OPTIONS = ("lengths", "num_samples", "depths", "prompt", "seed")
 CHAT = "chat"  # the prompt made by the tokenizer's own chat template
 # Fillers on either side of another text that are tokenized with it; what is farther away cannot change its tokens.
 EDGE = 4
 
-
-def _load_texts() -> ModuleType:
-    """Import texts.py from beside this file: lm-eval loads this file by its path, outside any package."""
-    path = Path(__file__).with_name("texts.py")
-    spec = spec_from_file_location("passkey_long_texts", path)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TEXTS = _load_texts()
+TEXTS = load_neighbour(__file__, "texts.py")
 
 
 class Question(NamedTuple):
@@ -118,17 +102,15 @@ def check_options(metadata: Mapping[str, Any]) -> None:
     Raises:
         UsageError: An option is misspelt, of the wrong type or out of range.
     """
-    for name in metadata.keys() - set(OPTIONS):
-        # 0.72 lies between the usual misspellings and `max_length`, an argument of lm-eval's models.
-        if get_close_matches(name, OPTIONS, n=1, cutoff=0.72):
-            raise UsageError(unknown_name("passkey_long option", name, OPTIONS))
-    if "num_samples" in metadata and not _is_count(metadata["num_samples"]):
-        raise _wrong("num_samples", "a whole number of at least 1", metadata)
+    check_option_names("passkey_long", metadata, OPTIONS)
+    check_count("passkey_long", "num_samples", metadata)
     if "seed" in metadata and type(metadata["seed"]) is not int:
-        raise _wrong("seed", "a whole number", metadata)
+        raise wrong_option("passkey_long", "seed", "a whole number", metadata)
     depths = metadata.get("depths")
-    if depths is not None and not _is_count(depths) and not _is_shares(depths):
-        raise _wrong("depths", "null, a whole number of at least 1, or a list of shares from 0 to 1", metadata)
+    if depths is not None and not is_count(depths) and not _is_shares(depths):
+        raise wrong_option(
+            "passkey_long", "depths", "null, a whole number of at least 1, or a list of shares from 0 to 1", metadata
+        )
     prompts = (*TEXTS.PROMPTS, CHAT)
     if metadata.get("prompt", CHAT) not in prompts:
         raise UsageError(unknown_name("passkey_long prompt", str(metadata["prompt"]), prompts))
@@ -166,7 +148,7 @@ def passkey_dataset(
     check_options(model_args | options)
     tokenizer = load_tokenizer(model_args)
     prefix, suffix = _affixes(prompt, tokenizer, model_args)
-    counter = Counter(_token_counter(tokenizer, model_args.get("add_bos_token")), prefix, suffix)
+    counter = Counter(token_counter(tokenizer, model_args.get("add_bos_token")), prefix, suffix)
     questions = draw_questions(length, num_samples, depths, seed)
     if _bare_tokens(counter, questions) > length:
         # Keys drawn for another length may take more tokens.
@@ -224,47 +206,6 @@ def draw_questions(length: int, num_samples: int, depths: int | list[float] | No
     return questions
 
 
-def load_tokenizer(model_args: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the evaluated model, or the demo model's where no model is named.
-
-    Args:
-        model_args: The arguments of the model: `tokenizer`, `pretrained` or (API models) `model`, and those that
-            lm-eval's Hugging Face models pass on to the tokenizer.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ModelError: There is no such tokenizer, or it cannot be loaded.
-    """
-    source = next((model_args[k] for k in ("tokenizer", "pretrained", "model") if model_args.get(k)), str(MODEL_PATH))
-    if isinstance(source, PreTrainedTokenizerBase):
-        return source
-    passed = {"use_fast": model_args.get("use_fast_tokenizer")}
-    passed |= {k: model_args.get(k) for k in ("revision", "trust_remote_code", "add_bos_token", "subfolder")}
-    name = str(Path(getattr(source, "name_or_path", source)).expanduser())
-    with one_line_errors("tokenizer", name):
-        return _load_tokenizer(name, **{k: v for k, v in passed.items() if v is not None})
-
-
-@cache
-def _load_tokenizer(name: str, **settings: Any) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(name, **settings)
-
-
-def _token_counter(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | None) -> Callable[[str], int]:
-    """Return a function that counts a text's tokens as `HFLM.tok_batch_encode` makes them."""
-
-    def count_tokens(text: str) -> int:
-        special = add_bos_token
-        if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
-            special = False
-        settings = {} if special is None else {"add_special_tokens": special}
-        return len(tokenizer(text, verbose=False, **settings)["input_ids"])
-
-    return count_tokens
-
-
 def _affixes(prompt: str, tokenizer: PreTrainedTokenizerBase, model_args: Mapping[str, Any]) -> tuple[str, str]:
     """Return what stands before and after the text in a prompt variant."""
     if prompt != CHAT:
@@ -298,13 +239,5 @@ def _doc(counter: Counter, prompt: Prompt, length: int) -> dict[str, Any]:
     }
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
 def _is_shares(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(v) in (int, float) and 0 <= v <= 1 for v in value)
-
-
-def _wrong(name: str, allowed: str, metadata: Mapping[str, Any]) -> UsageError:
-    return UsageError(f"passkey_long: {name} must be {allowed}; found {metadata[name]!r}")

@@ -102,7 +102,7 @@ def test_a_wrong_cost_per_filler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
         words = len(text.split())
         return words + max(0, words - 500)
 
-    monkeypatch.setattr(utils, "_token_counter", lambda *_: tokens_beyond)
+    monkeypatch.setattr(utils, "token_counter", lambda *_: tokens_beyond)
     for doc in docs(1501):
         assert 1501 - 40 < doc["tokens"] == tokens_beyond(doc["prompt"]) <= 1501
 

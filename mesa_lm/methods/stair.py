@@ -1,0 +1,105 @@
+"""Stair PE over full attention: true distances nearby, one step per several tokens beyond."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from mesa_lm.methods.base import (
+    Method,
+    bound_int,
+    default_window,
+    log_n_scale,
+    parameter,
+    require_bool,
+    require_int,
+    train_length_of,
+)
+from mesa_lm.positions import Band, Extent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PUBLISHED_WIDTH = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StairPE(Method):
+    """Let distances beyond `extrapolated_position` grow by one per `extrapolated_width` tokens, for every query.
+
+    Source: Stair PE, arXiv 2410.15859, section 4, without its chunk-based attention.
+    """
+
+    name: ClassVar[str] = "stair"
+    block_len: ClassVar[int] = 2048  # its queries fall into extrapolated_width groups; these should not be tiny
+
+    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
+    extrapolated_position: int | None = parameter(
+        None, "distance N up to which positions are true; None: min(512, T/4)"
+    )
+    extrapolated_width: int | Literal["auto"] = parameter(
+        "auto", "tokens per step E; auto: 50, or the smallest that keeps a prompt's distances inside T"
+    )
+    log_n: bool = parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
+
+    def __post_init__(self) -> None:
+        require_int(self, "train_length", 1, optional=True)
+        require_int(self, "extrapolated_position", 0, optional=True)
+        require_bool(self, "log_n")
+        if self.extrapolated_width != "auto":
+            require_int(self, "extrapolated_width", 1)
+
+    def resolve(self, config: Any) -> Self:
+        """Fill in T and N; see `Method.resolve`."""
+        train_length = self.train_length or train_length_of(config)
+        near = self.extrapolated_position
+        return replace(
+            self,
+            train_length=train_length,
+            extrapolated_position=default_window(train_length) if near is None else near,
+        )
+
+    def is_untouched(self, kv_len: int, cached: bool) -> bool:
+        """See `Method.is_untouched`: no distance beyond N + 1, the first step, and no query scaled."""
+        longest = bound_int(self, "train_length") if self.log_n else kv_len
+        return kv_len <= min(bound_int(self, "extrapolated_position") + 2, longest)
+
+    def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
+        """See `Method.bands`.
+
+        With t - N = a E + r, the distance N + ceil((t - N - j) / E) is that of a query at N + a and a key at
+        floor((j - r) / E): one assignment of key positions for all queries with the same r.
+        """
+        near, width = bound_int(self, "extrapolated_position"), self._width(extent)
+        bands = [Band((index - near).clamp(min=0), index + 1, index, lambda key: key)]
+        far = index > near
+        residues = (index - near) % width
+        for residue in range(width):
+            queries = (far & (residues == residue)).nonzero()[:, 0]
+            if len(queries):
+                own = index[queries]
+                bands.append(
+                    Band(
+                        own * 0,
+                        own - near,
+                        near + (own - near) // width,
+                        lambda key, residue=residue: (key - residue) // width,  # type: ignore[misc]
+                        queries,
+                    )
+                )
+        return tuple(bands)
+
+    def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
+        """Return floor(j / E), at most one step from where any query scores a far key."""
+        return index // self._width(extent)
+
+    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
+        """See `log_n_scale`."""
+        return log_n_scale(index, bound_int(self, "train_length")) if self.log_n else None
+
+    def _width(self, extent: Extent) -> int:
+        if self.extrapolated_width != "auto":
+            return self.extrapolated_width
+        near = bound_int(self, "extrapolated_position")
+        room = max(1, bound_int(self, "train_length") - 1 - near)
+        return max(PUBLISHED_WIDTH, -(-(extent.prompt - 1 - near) // room))
