@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from mesa_lm.errors import ModelError, UsageError
-from mesa_lm.positions import Stair
+from mesa_lm.positions import Weave
 from mesa_lm.rotary import Rotary, rotate
 
 
@@ -24,7 +24,7 @@ class Row:
 
     length: int = 0
     prompt_len: int = 0
-    weave: Stair | None = None
+    weave: Weave | None = None
 
 
 class WovenCache(Cache):
@@ -86,7 +86,7 @@ class WovenCache(Cache):
         self.keys[layer][batch, :, start:end] = key
         self.values[layer][batch, :, start:end] = value
 
-    def reweave(self, batch: int, weave: Stair, rotary: Rotary, end: int | None = None) -> None:
+    def reweave(self, batch: int, weave: Weave, rotary: Rotary, end: int | None = None) -> None:
         """Move a row's keys to new positions by one rotation each.
 
         Args:

@@ -128,7 +128,7 @@ class Forward:
                 self._run(self._appending(cache, rows, part.shape[1], totals), rows, part)
             return
         last = prompt_len - layout.last_start
-        weave = self._method.weave(prompt_len, last, prompt_len, None)
+        weave = self._method.next_weave(prompt_len, last, prompt_len, None)
         first = self._appending(cache, rows, layout.first, totals)
         self._run(first, rows, columns[:, : layout.first])
         for block in layout.blocks(PASS_TOKENS // len(rows)):
@@ -148,7 +148,7 @@ class Forward:
             count = part.shape[1]
             for row in rows:
                 state = cache.rows[row]
-                weave = self._method.weave(state.length + count, count, state.prompt_len, state.weave)
+                weave = self._method.next_weave(state.length + count, count, state.prompt_len, state.weave)
                 if weave is not None:
                     cache.reweave(row, weave, self._rotary)
             self._run(self._appending(cache, rows, count, totals), rows, part)

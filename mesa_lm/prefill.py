@@ -12,7 +12,7 @@ from torch import Tensor
 from mesa_lm.cache import WovenCache
 from mesa_lm.engine import attend, merge
 from mesa_lm.methods.base import Method
-from mesa_lm.positions import Block, Extent, Stair
+from mesa_lm.positions import Block, Extent, Weave
 from mesa_lm.rotary import Angles, Rotary, rotate
 
 
@@ -114,7 +114,7 @@ class MiddleChunks:
     """
 
     def __init__(
-        self, cache: WovenCache, rows: list[int], first: int, block: Block, weave: Stair | None, rotary: Rotary
+        self, cache: WovenCache, rows: list[int], first: int, block: Block, weave: Weave | None, rotary: Rotary
     ) -> None:
         """Prepare the pass.
 

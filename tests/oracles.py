@@ -67,6 +67,7 @@ def mesa_pairs(
     E: int | None = None,
     log_n: bool = True,
     reserve: int = 0,
+    weave: str = "stair",
 ) -> Pairs:
     """Mesa-Extrapolation of a prompt, then decoded token by token up to `total` tokens."""
     visible = torch.zeros(total, total, dtype=torch.bool)
@@ -74,12 +75,22 @@ def mesa_pairs(
     scale = torch.ones(total, dtype=torch.float64)
     woven_at, near = None, N
 
-    def position(j: int) -> int:
+    def position(j: int) -> float:
         """Position of key j since the last weaving."""
         if woven_at is None or j > woven_at:
             return j
+        d = woven_at - j
+        if d <= near:
+            return j
+        if weave == "rerope":
+            return woven_at - near
+        if weave == "leaky_rerope":
+            slope = 1 / E if E else min(1.0, (T - 1 - R - near) / (woven_at - near))
+            return woven_at - (near + (d - near) * slope)
         width = E or auto_width(woven_at + 1, near, T=T, R=R)
-        return woven_at - stair(woven_at - j, near, width)
+        if weave == "self_extend":
+            return woven_at - (woven_at // width - j // width + near - near // width)
+        return woven_at - stair(d, near, width)
 
     last_start = 0
     if prompt > T:

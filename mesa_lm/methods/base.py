@@ -12,7 +12,7 @@ from mesa_lm.errors import MethodError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mesa_lm.positions import Band, Extent, Layout, Stair
+    from mesa_lm.positions import Band, Extent, Layout, Weave
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Method:
         """Return how a prompt is cut into chunks, None for one dense pass."""
         return None
 
-    def weave(self, kv_len: int, new: int, prompt_len: int, current: Stair | None) -> Stair | None:
+    def next_weave(self, kv_len: int, new: int, prompt_len: int, current: Weave | None) -> Weave | None:
         """Return the key positions to use for a pass that appends tokens to a row.
 
         Args:
@@ -96,7 +96,7 @@ class Method:
             extent: Of the input that they belong to.
 
         Returns:
-            The bands; None where every query sees all keys before it, at the positions given by `weave`.
+            The bands; None where every query sees all keys before it, at the positions given by `next_weave`.
         """
         return None
 
