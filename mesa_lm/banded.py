@@ -6,7 +6,7 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from mesa_lm.bands import Sum, attend_band
+from mesa_lm.bands import Sum, attend_band, merge_rounded
 from mesa_lm.cache import WovenCache
 from mesa_lm.methods.base import Method
 from mesa_lm.positions import Extent
@@ -75,7 +75,7 @@ class _Run:
     def __init__(self, owner: Banded, part: slice, cached: slice, extent: Extent) -> None:
         self.cache, self.method = owner.cache, owner.method
         self.rotary = rotary_for(owner.method, owner.rotary, extent)
-        self.part, self.cached, self.extent = part, cached, extent
+        self.part, self.cached, self.extent, self.new = part, cached, extent, owner.new
         self.past = self.cache.rows[cached.start].length
         index = torch.arange(self.past, self.past + owner.new)
         self.key_angles = self.rotary.angles(self.method.stored_at(index, extent)[None])
@@ -113,11 +113,12 @@ class _Block:
         """Return (rows, num_heads, q_len, head_dim) for the block's queries, given unrotated."""
         if self.scale is not None:
             query = query * self.scale.to(query.device)
-        total = Sum(query)
+        rounded = self.run.method.rounds_merge and self.run.new > 1
+        sums = [Sum(query)] * len(self.bands) if not rounded else [Sum(query) for _ in self.bands]
         for i, (band, angles) in enumerate(zip(self.bands, self.query_angles, strict=True)):
             own = query if band.queries is None else query[:, :, band.queries.to(query.device)]
-            attend_band(rotate(own, angles), partial(self._keys, layer, i), band, scaling, total)
-        return total.output()
+            attend_band(rotate(own, angles), partial(self._keys, layer, i), band, scaling, sums[i])
+        return merge_rounded(sums) if rounded else sums[0].output()
 
     def _keys(self, layer: int, band: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Return cached keys and values of some slots, the keys moved to where a band scores them."""

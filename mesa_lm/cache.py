@@ -115,6 +115,24 @@ class WovenCache(Cache):
             kept = keys[batch : batch + 1, :, : len(distance)]
             kept.copy_(rotate(kept.to(angles.cos.dtype), angles))
 
+    def evict(self, batch: int, dropped: range, rotary: Rotary) -> None:
+        """Drop tokens of a row that are stored at linear positions; those after them close up, in slot and position.
+
+        Args:
+            batch: Row.
+            dropped: Their slots.
+            rotary: The model's frequencies.
+        """
+        row = self.rows[batch]
+        kept = row.length - dropped.stop
+        angles = rotary.shift(torch.full((1, kept), -len(dropped)))
+        for layer, keys in self.keys.items():
+            values = self.values[layer]
+            moved = keys[batch : batch + 1, :, dropped.stop : row.length].to(angles.cos.dtype)
+            keys[batch : batch + 1, :, dropped.start : dropped.start + kept] = rotate(moved, angles).to(keys.dtype)
+            values[batch, :, dropped.start : dropped.start + kept] = values[batch, :, dropped.stop : row.length].clone()
+        row.length -= len(dropped)
+
     def _reserve(self, layer: int, length: int, like: Tensor) -> None:
         """Make room for `length` tokens per row; a growing buffer gets an eighth more than it needs."""
         old = self.keys.get(layer)

@@ -143,6 +143,10 @@ class Forward:
 
     def _append(self, cache: WovenCache, rows: list[int], columns: Tensor) -> None:
         """Run new tokens of rows that have a cache, moving its keys where the method says so."""
+        for row in rows:
+            dropped = self._method.evicted(cache.rows[row].length, columns.shape[1])
+            if dropped:
+                cache.evict(row, dropped, self._rotary)
         totals = [cache.rows[row].length + columns.shape[1] for row in rows]
         for part in columns.split(self._longest_piece(), dim=1):
             count = part.shape[1]

@@ -69,6 +69,20 @@ class Method:
         """
         return None
 
+    def evicted(self, cached: int, new: int) -> range:
+        """Return the cached tokens of a row that are dropped before a pass appends new ones; the others close up.
+
+        Args:
+            cached: Tokens in the cache.
+            new: Number of new tokens.
+        """
+        return range(0)
+
+    @property
+    def rounds_merge(self) -> bool:
+        """Whether a prompt's bands are merged with weights rounded to bfloat16, as a published code has it."""
+        return False
+
     @property
     def longest_append(self) -> int | None:
         """Most tokens that one pass may append to cached ones; more are appended piece by piece; None: no bound."""
