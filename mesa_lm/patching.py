@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Self
 
 import torch
@@ -23,6 +26,8 @@ from mesa_lm.errors import ModelError
 from mesa_lm.forward import Forward
 from mesa_lm.methods import Method, Origin, make_method
 from mesa_lm.rotary import Rotary
+
+logger = logging.getLogger(__name__)
 
 ATTENTION = "mesa_lm"
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -86,6 +91,7 @@ class Handle:
         self.model, self.method = model, method
         self._attached = False
         self.columns: Tensor | None = None
+        self._longest = method.longest_input(model.config)
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +122,7 @@ class Handle:
             parameters = self.method.rope_parameters(self.model.config, total=0)
             assert parameters is not None
             self._rotary_module.forward = self._rotary.scaled(parameters, total=0).module.forward
+            self._hook = self.model.register_forward_pre_hook(self._look_at_length, with_kwargs=True)
             return
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
 
@@ -134,6 +141,7 @@ class Handle:
         if isinstance(self.method, Origin):
             return
         if self.method.static_rope:
+            self._hook.remove()
             _restore(self._rotary_module, self._previous_rotary)
         else:
             _restore(self.model, self._previous)
@@ -145,6 +153,7 @@ class Handle:
         if forward.is_untouched():
             return self._original(*args, **kwargs)
         self._refuse(call, forward.longest)
+        self._warn_beyond(forward.longest)
         try:
             with torch.no_grad(), self._own_attention():
                 result = forward.run()
@@ -169,6 +178,27 @@ class Handle:
         )
         logits: Tensor = output.logits
         return logits
+
+    def _look_at_length(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of methods whose forward is the model's own."""
+        tokens = next(
+            value for value in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if value is not None
+        )
+        cache = kwargs.get("past_key_values")
+        self._warn_beyond(tokens.shape[1] + (0 if cache is None else cache.get_seq_length()))
+
+    def _warn_beyond(self, length: int) -> None:
+        """Warn once where an input is longer than the method's parameters serve."""
+        if length > self._longest:
+            given = {field.name: getattr(self.method, field.name) for field in fields(self.method)}
+            logger.warning(
+                "%s(%s) keeps what the model saw in training up to %d tokens, but the input has %d",
+                self.method.name,
+                ", ".join(f"{name}={value}" for name, value in given.items() if value is not None),
+                self._longest,
+                length,
+            )
+            self._longest = math.inf
 
     def _refuse(self, call: dict[str, Any], kv_len: int) -> None:
         """Refuse what would give wrong or missing results, before any work."""

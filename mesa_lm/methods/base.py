@@ -51,6 +51,14 @@ class Method:
         """
         return True
 
+    def longest_input(self, config: Any) -> float:
+        """Return up to how many tokens the given parameters keep what was seen in training; infinite where always.
+
+        Args:
+            config: The model's transformers config.
+        """
+        return math.inf
+
     def layout(self, prompt_len: int) -> Layout | None:
         """Return how a prompt is cut into chunks, None for one dense pass."""
         return None

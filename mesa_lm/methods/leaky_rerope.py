@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -59,6 +60,13 @@ class LeakyReRoPE(Method):
     def is_untouched(self, kv_len: int, cached: bool) -> bool:
         """See `Method.is_untouched`: no distance beyond the window and no query scaled."""
         return kv_len <= min(bound_int(self, "window") + 1, bound_int(self, "train_length"))
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: with a given k, w + (d - w) / k stays below T."""
+        if self.scaling_factor is None:
+            return math.inf
+        window = bound_int(self, "window")
+        return window + 1 + int(self.scaling_factor * max(0, bound_int(self, "train_length") - 1 - window))
 
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`: query at (t + w (k - 1)) / k and key at j / k give w + (t - j - w) / k."""

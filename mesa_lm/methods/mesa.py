@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -145,6 +146,17 @@ class Mesa(Method):
     def is_untouched(self, kv_len: int, cached: bool) -> bool:
         """See `Method.is_untouched`: everything within T; the released code also splits prompts that fit."""
         return not self._released and kv_len <= bound_int(self, "train_length") - (self.reserve if cached else 0)
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: with a given width, the farthest key and decoding's drift stay below T.
+
+        For a last chunk as long as it may get under DynamicSplit.
+        """
+        if self._released or self.weave == "rerope" or self.extrapolated_width == "auto":
+            return math.inf
+        last = bound_int(self, "last_chunk") + bound_int(self, "split_margin") - 1
+        near = max(bound_int(self, "extrapolated_position"), last)
+        return near + 1 + self.extrapolated_width * max(0, self._room(near))
 
     def layout(self, prompt_len: int) -> Layout | None:
         """Return the chunks of a prompt: by DynamicSplit, or of the given `chunk_width`.

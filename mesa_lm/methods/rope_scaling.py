@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, parameter, require_bool, require_int, train_length_of
+from mesa_lm.methods.base import Method, bound_int, parameter, require_bool, require_int, train_length_of
 
 
 def require_number(method: Method, name: str, minimum: float, optional: bool = False) -> None:
@@ -37,6 +37,10 @@ class LinearScaling(Method):
     def __post_init__(self) -> None:
         require_number(self, "factor", 1)
 
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: `factor` times T."""
+        return self.factor * train_length_of(config)
+
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
         """See `Method.rope_parameters`."""
         return {"rope_type": "linear", "factor": float(self.factor)}
@@ -58,6 +62,10 @@ class NTKScaling(Method):
 
     def __post_init__(self) -> None:
         require_number(self, "factor", 1)
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: `factor` times T."""
+        return self.factor * train_length_of(config)
 
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
         """See `Method.rope_parameters`."""
@@ -99,6 +107,10 @@ class YaRN(Method):
     def resolve(self, config: Any) -> Self:
         """Fill in T; see `Method.resolve`."""
         return replace(self, train_length=self.train_length or train_length_of(config))
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: `factor` times T."""
+        return self.factor * bound_int(self, "train_length")
 
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
         """See `Method.rope_parameters`."""

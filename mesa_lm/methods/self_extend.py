@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -60,14 +61,23 @@ class SelfExtend(Method):
         longest = bound_int(self, "train_length") if self.log_n else kv_len
         return kv_len <= min(bound_int(self, "neighbor_window"), longest)
 
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: the farthest group stays below position T."""
+        groups = bound_int(self, "train_length") - math.ceil(self._offset)
+        return max(bound_int(self, "neighbor_window"), groups * self.group_size)
+
+    @property
+    def _offset(self) -> float:
+        window, group = bound_int(self, "neighbor_window"), self.group_size
+        return window - (window / group if self.offset == "exact" else window // group)
+
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`."""
         window, group = bound_int(self, "neighbor_window"), self.group_size
-        offset = window - (window / group if self.offset == "exact" else window // group)
         far_end = (index - window + 1).clamp(min=0)
         return (
             Band(far_end, index + 1, index, lambda key: key),
-            Band(index * 0, far_end, index // group + offset, lambda key: key // group),
+            Band(index * 0, far_end, index // group + self._offset, lambda key: key // group),
         )
 
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -63,6 +64,13 @@ class StairPE(Method):
         """See `Method.is_untouched`: no distance beyond N + 1, the first step, and no query scaled."""
         longest = bound_int(self, "train_length") if self.log_n else kv_len
         return kv_len <= min(bound_int(self, "extrapolated_position") + 2, longest)
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: with a given E, the farthest step stays below position T."""
+        if self.extrapolated_width == "auto":
+            return math.inf
+        near = bound_int(self, "extrapolated_position")
+        return near + 1 + self.extrapolated_width * max(0, bound_int(self, "train_length") - 1 - near)
 
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`.
