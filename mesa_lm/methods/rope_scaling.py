@@ -6,20 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, bound_int, parameter, require_bool, require_int, train_length_of
-
-
-def require_number(method: Method, name: str, minimum: float, optional: bool = False) -> None:
-    """Check that a parameter is a number of at least `minimum` (or None if optional).
-
-    Raises:
-        MethodError: It is not.
-    """
-    value = getattr(method, name)
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
-        raise MethodError(f"{method.name}: {name} must be a number of at least {minimum}, found {value!r}")
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.parameters import (
+    bound_int,
+    parameter,
+    require_bool,
+    require_int,
+    require_number,
+    train_length_of,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
