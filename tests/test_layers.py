@@ -20,6 +20,8 @@ LAYERS = (
     {"demo", "model_args", "tokenizing", "task_support"},
     {"scoring", "harness", "discovery", "plugin"},
     {"results", "plots"},
+    {"samples"},
+    {"compare"},
     {"theory", "probe"},
     {"cli", "__main__"},
 )
