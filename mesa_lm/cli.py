@@ -16,6 +16,7 @@ from rich.text import Text
 
 from mesa_lm import __version__
 from mesa_lm.errors import MesaError
+from mesa_lm.leaderboard.command import leaderboard
 from mesa_lm.probe.command import probe
 from mesa_lm.theory.cli import theory
 
@@ -126,6 +127,7 @@ def compare(
     print(f"A: {sides[0][0].method} of {sides[0][0].model}   B: {sides[1][0].method} of {sides[1][0].model}")
 
 
+app.command()(leaderboard)
 app.command()(probe)
 
 

@@ -3,10 +3,46 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mesa_lm.errors import UsageError
 from mesa_lm.results import Cell
+
+
+class Answer(NamedTuple):
+    """Hold what a model answered to one sample.
+
+    Args:
+        length: Input length in tokens.
+        score: The metric on this sample.
+        expected: The right answer.
+        found: The model's answer.
+    """
+
+    length: int
+    score: float
+    expected: str
+    found: str
+
+
+def answers(cell: Cell) -> list[Answer]:
+    """Return what the model answered to every sample behind a metric; nothing where that was not logged.
+
+    Raises:
+        UsageError: The file of the samples is damaged.
+    """
+    if not has_samples(cell):
+        return []
+    metric, _, filter_name = cell.metric.partition(",")
+    found = []
+    for _, record in _records(_samples_path(cell)):
+        response = record.get("filtered_resps")
+        while isinstance(response, list) and response:
+            response = response[0]
+        score = record.get(metric)
+        if record.get("filter") == (filter_name or "none") and isinstance(score, int | float):
+            found.append(Answer(cell.length, float(score), str(record.get("target")), str(response)))
+    return found
 
 
 def scores(cell: Cell) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
+from helpers import save_results
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -16,29 +16,9 @@ from mesa_lm.errors import UsageError
 LENGTHS = (512, 1024)
 
 
-def save(folder: Path, method: str, scores: dict[str, float], metric: str = "acc", logged: bool = True) -> Path:
+def save(folder, method, scores, **options):
     """Results of one method, with the same samples at every length."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {length: f"keys_{length}" for length in LENGTHS}
-    mean = sum(scores.values()) / len(scores)
-    report = {
-        "results": {name: {f"{metric},none": mean, f"{metric}_stderr,none": 0.1} for name in names.values()},
-        "configs": {name: {"metadata": {"length": length}} for length, name in names.items()},
-        "group_subtasks": {"keys": list(names.values())},
-        "higher_is_better": {name: {metric: metric == "acc"} for name in names.values()},
-        "n-samples": {name: {"effective": len(scores)} for name in names.values()},
-        "config": {"model": "mesa-hf", "model_args": {"pretrained": "org/base", "method": method}},
-        "date": 1.0,
-    }
-    path = folder / f"results_{method}.json"
-    path.write_text(json.dumps(report))
-    for name in names.values() if logged else ():
-        lines = [
-            {"doc_id": i, "doc_hash": key, "target_hash": "t", "filter": "none", metric: score}
-            for i, (key, score) in enumerate(scores.items())
-        ]
-        (folder / f"samples_{name}_{method}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return path
+    return save_results(folder, method, dict.fromkeys(LENGTHS, scores), **options)
 
 
 def test_scores_of_0_and_1_by_hand(tmp_path):
@@ -100,9 +80,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path, caplog):
     others = save(tmp_path / "c", "origin", {"x": 1.0, "y": 0.0})
     losses = save(tmp_path / "d", "origin", {"a": 1.5, "b": 2.5}, metric="nll")
     damaged = save(tmp_path / "e", "origin", {"a": 1.0, "b": 0.0})
-    (tmp_path / "e" / "samples_keys_512_origin.jsonl").write_text('{"doc_id": 0, ')
+    (tmp_path / "e" / "samples_keys_512_keys_origin.jsonl").write_text('{"doc_id": 0, ')
     short = save(tmp_path / "f", "origin", {"a": 1.0, "b": 0.0})
-    (tmp_path / "f" / "samples_keys_512_origin.jsonl").write_text("")
+    (tmp_path / "f" / "samples_keys_512_keys_origin.jsonl").write_text("")
     for argument, message in (
         (str(tmp_path / "a"), r"one model and method expected, found mesa of org/base, rerope of org/base; choose"),
         (f"{tmp_path / 'a'}::mesaa", r"unknown method 'mesaa'; did you mean 'mesa'"),
@@ -111,10 +91,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path, caplog):
         with pytest.raises(UsageError, match=message):
             side(argument)
     for other, message in (
-        (unlogged, "samples_keys_512_origin.jsonl: no such file; evaluate with --log_samples"),
+        (unlogged, "samples_keys_512_keys_origin.jsonl: no such file; evaluate with --log_samples"),
         (others, "have no sample in common; they were evaluated on different documents"),
         (losses, "the first has acc of keys_512, acc of keys_1024, the second nll of keys_512, nll of keys_1024, none"),
-        (damaged, "samples_keys_512_origin.jsonl, line 1: not readable as JSON"),
+        (damaged, "samples_keys_512_keys_origin.jsonl, line 1: not readable as JSON"),
         (short, "2 samples expected for acc, found 0"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -123,7 +103,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, caplog):
 
 def test_metrics_without_samples_are_left_out_with_a_warning(tmp_path, caplog):
     both = [save(tmp_path / method, method, {"a": 1.0, "b": 0.0}) for method in ("mesa", "rerope")]
-    (tmp_path / "mesa" / "samples_keys_512_mesa.jsonl").unlink()
+    (tmp_path / "mesa" / "samples_keys_512_keys_mesa.jsonl").unlink()
     rows = compare(*(side(str(path)) for path in both))
     assert [row.length for row in rows] == [1024]
     assert "acc of keys_512 is left out: not both were evaluated with --log_samples" in caplog.text

@@ -22,6 +22,7 @@ LAYERS = (
     {"results", "plots"},
     {"samples"},
     {"compare"},
+    {"leaderboard"},
     {"theory", "probe"},
     {"cli", "__main__"},
 )
