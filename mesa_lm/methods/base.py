@@ -172,15 +172,13 @@ def train_length_of(config: Any) -> int:
         MethodError: The config names no length.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    for value in (
-        rope.get("original_max_position_embeddings"),
-        getattr(config, "original_max_position_embeddings", None),
-        getattr(config, "max_position_embeddings", None),
-    ):
+    rope = rope.get("full_attention") or rope  # some models have one set for each kind of layer
+    named = ("original_max_position_embeddings", "max_position_embeddings", "max_seq_len", "seq_length")
+    for value in (rope.get(named[0]), *(getattr(config, name, None) for name in named)):
         if value:
             return int(value)
     raise MethodError(
-        f"the config of model type {getattr(config, 'model_type', '?')!r} names no max_position_embeddings; "
+        f"the config of model type {getattr(config, 'model_type', '?')!r} names none of {', '.join(named)}; "
         "give train_length="
     )
 
