@@ -149,9 +149,8 @@ def uses_alibi(config: Any) -> bool:
 def rope_sets(config: Any) -> dict[str | None, dict[str, Any]]:
     """Return a config's rope parameters, by kind of layer where it has several sets, else under None."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    if parameters and all(isinstance(value, dict | None) for value in parameters.values()):
-        return dict(parameters)
-    return {None: parameters}
+    by_kind: dict[str | None, dict[str, Any]] = {k: value for k, value in parameters.items() if isinstance(value, dict)}
+    return by_kind or {None: parameters}
 
 
 def layer_windows(config: Any) -> list[int | None]:
@@ -194,7 +193,7 @@ def check_supported(config: Any, method: Method | None = None) -> None:
     """
     family_of(config)
     for kind, parameters in rope_sets(config).items():
-        rope_type = (parameters or {}).get("rope_type", "default")
+        rope_type = parameters.get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
             where = f" in {kind} layers" if kind else ""
             raise ModelError(

@@ -12,6 +12,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
@@ -35,18 +36,24 @@ from mesa_lm.structure import attention_modules, layers_of, rotary_modules
 logger = logging.getLogger(__name__)
 
 ATTENTION = "mesa_lm"
+# The pass that runs, and whether fused kernels may compute it: not every model hands keywords down to its attention.
+_running: ContextVar[tuple[Pass, bool]] = ContextVar("running pass")
 
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls with unrotated states, (batch, heads, len, head_dim)."""
+    current, fused = _running.get()
     scaling = kwargs.get("scaling")
-    scoring = Scoring(
-        query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), kwargs["mesa_fused"]
-    )
-    output = kwargs["mesa_pass"].attend(module.layer_idx, query, key, value, scoring)
+    scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), fused)
+    output = current.attend(module.layer_idx, query, key, value, scoring)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """What the functions of `own_calls` call; shapes as in `Pass.attend`."""
+    return _running.get()[0].attend(layer, query, key, value, scaling)
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> Tensor:
@@ -152,22 +159,14 @@ class Handle:
     def _run_pass(
         self, current: Pass, columns: Tensor, tokens: dict[str, Tensor], logits_to_keep: int | Tensor
     ) -> Tensor:
-        self.columns, self._current = columns, current
-        to_attention = {} if self._has_own_call else {"mesa_pass": current, "mesa_fused": self._fused}
-        output = self._original(
-            **tokens, use_cache=False, logits_to_keep=logits_to_keep, return_dict=True, **to_attention
-        )
+        self.columns = columns
+        token = _running.set((current, self._fused))
+        try:
+            output = self._original(**tokens, use_cache=False, logits_to_keep=logits_to_keep, return_dict=True)
+        finally:
+            _running.reset(token)
         logits: Tensor = output.logits
         return logits
-
-    @property
-    def _has_own_call(self) -> bool:
-        return family_of(self.model.config).own_call
-
-    @property
-    def _fused(self) -> bool:
-        """Whether fused kernels may compute attention: not where the user asked for plain matrix products."""
-        return self._implementation != "eager" or self._has_own_call
 
     def _refuse(self, call: dict[str, Any], kv_len: int) -> None:
         """Refuse what would give wrong or missing results, before any work."""
@@ -189,7 +188,9 @@ class Handle:
     def _own_attention(self) -> Iterator[None]:
         """Let the model's attention layers call attention of ours with queries and keys without positions."""
         implementations = [config._attn_implementation for config in self._configs]
-        self._implementation = self.model.config._attn_implementation
+        own_call = family_of(self.model.config).own_call
+        # Plain matrix products where the user asked for them; models with calls of their own may know nothing else.
+        self._fused = own_call or self.model.config._attn_implementation != "eager"
         replaced: list[tuple[nn.Module, Any]] = []
 
         def replace(module: nn.Module, forward: Callable[..., Any]) -> None:
@@ -201,20 +202,16 @@ class Handle:
                 config._attn_implementation = ATTENTION
             for module in rotary_modules(self.model):
                 replace(module, _no_rotation)
-            if self._has_own_call:
+            if own_call:
                 for layer, module in enumerate(self._attention_modules):
                     call = OWN_CALLS[self.model.config.model_type]
-                    replace(module, functools.partial(call, module, functools.partial(self._attend, layer)))
+                    replace(module, functools.partial(call, module, functools.partial(_attend, layer)))
             yield
         finally:
             for config, implementation in zip(self._configs, implementations, strict=True):
                 config._attn_implementation = implementation
             for module, forward in replaced:
                 _restore(module, forward)
-
-    def _attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        return self._current.attend(layer, query, key, value, scaling)
-
 
 def _train_length(method: Method, config: Any) -> int | None:
     """Return the training length that a method goes by, None where neither it nor the config names one."""
