@@ -46,9 +46,7 @@ FAMILIES: dict[str, Family] = {
         attention=("Qwen3MoeAttention",), folder="qwen3_moe", windows="all layers", about="query and key norms, experts"
     ),
     "gemma": Family(attention=("GemmaAttention",), folder="gemma"),
-    "gemma2": Family(
-        attention=("Gemma2Attention",), folder="gemma2", windows="by layer", about="soft-capped scores"
-    ),
+    "gemma2": Family(attention=("Gemma2Attention",), folder="gemma2", windows="by layer", about="soft-capped scores"),
     "gemma3_text": Family(
         attention=("Gemma3Attention",), folder="gemma3", windows="by layer", about="two sets of frequencies"
     ),
@@ -203,8 +201,8 @@ def check_supported(config: Any, method: Method | None = None) -> None:
         stale = getattr(method, "cached_keys", None) == "stale"
         if stale and rope_type in ("dynamic", "longrope"):
             raise ModelError(
-                f"method 'dynamic_ntk' with cached_keys=stale is not supported on rope_type {rope_type!r}, where cached "
-                "keys follow the input's length; leave cached_keys out"
+                f"method 'dynamic_ntk' with cached_keys=stale is not supported on rope_type {rope_type!r}, where "
+                "cached keys follow the input's length; leave cached_keys out"
             )
     if getattr(config, "use_bidirectional_attention", None):
         raise ModelError(f"model type {config.model_type!r} with use_bidirectional_attention is not supported")

@@ -25,13 +25,13 @@ from mesa_lm.engine import Scoring
 from mesa_lm.errors import MethodError, ModelError
 from mesa_lm.families import check_supported, family_of, layer_windows
 from mesa_lm.forward import Forward
-from mesa_lm.layers import Layers
 from mesa_lm.methods import Method, Origin, make_method, train_length_of
 from mesa_lm.own_calls import OWN_CALLS
 from mesa_lm.passes import Pass
-from mesa_lm.rotary import Rotary
+from mesa_lm.replacing import replaced
 from mesa_lm.static_scaling import StaticScaling
 from mesa_lm.structure import attention_modules, layers_of, rotary_modules
+from mesa_lm.tables import lengthen_tables
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,9 @@ def _attention(
     current, fused = _running.get()
     scaling = kwargs.get("scaling")
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), fused)
-    output = current.attend(module.layer_idx, query, key, value, scoring)
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    output = current.attend(layer, query, key, value, scoring)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -90,28 +92,30 @@ class Handle:
         """Replace the model's forward.
 
         Raises:
-            ModelError: A method is attached already.
+            ModelError: A method is attached already, or the model's attention is not what its type stands for.
         """
         other = getattr(self.model, "_mesa_handle", None)
         if other is not None:
             raise ModelError(f"method {other.method.name!r} is attached to this model already; remove it first")
+        is_origin = isinstance(self.method, Origin)
+        if not is_origin:
+            self._attention_modules = attention_modules(self.model)
+            self._layers = layers_of(self.model, _train_length(self.method, self.model.config))
+            if self._layers.all_windowed:
+                logger.warning(
+                    "%s: every layer of this model keeps its sliding window, which is within the training length; the "
+                    "method changes nothing",
+                    self.method.name,
+                )
         self.model._mesa_handle = self  # type: ignore[assignment]
         self._attached = True
-        if isinstance(self.method, Origin):
+        self._shorten, self._undo = lengthen_tables(self.model), _nothing
+        if is_origin:
             return
-        self._attention_modules = attention_modules(self.model)
-        self._layers = layers_of(self.model, _train_length(self.method, self.model.config))
-        if self._layers.all_windowed:
-            logger.warning(
-                "%s: every layer of this model keeps its sliding window, which is within the training length; the "
-                "method changes nothing",
-                self.method.name,
-            )
         if self.method.static_rope:
-            self._scaling = StaticScaling(self.model, self._layers, self.method, self._attention_modules)
+            self._undo = StaticScaling(self.model, self._layers, self.method, self._attention_modules).remove
             return
         original = self.model.forward
-        self._previous = self.model.__dict__.get("forward")
         self._original = original
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
 
@@ -119,7 +123,7 @@ class Handle:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._forward(*args, **kwargs)
 
-        self.model.forward = forward
+        self._undo = replaced(self.model, "forward", forward)
 
     def remove(self) -> None:
         """Give the model its own forward back; calling it again does nothing."""
@@ -127,12 +131,8 @@ class Handle:
             return
         self._attached = False
         del self.model._mesa_handle
-        if isinstance(self.method, Origin):
-            return
-        if self.method.static_rope:
-            self._scaling.remove()
-        else:
-            _restore(self.model, self._previous)
+        self._undo()
+        self._shorten()
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(type(self.model).forward).bind(self.model, *args, **kwargs).arguments
@@ -179,9 +179,9 @@ class Handle:
         windows = [w for w in layer_windows(self.model.config) if w is not None and w not in kept]
         if windows and kv_len > min(windows):
             raise ModelError(
-                f"model type {self.model.config.model_type!r} has attention windows of {min(windows)} tokens, more than "
-                f"its training length; method {self.method.name!r} supports inputs of up to that length on it, found "
-                f"{kv_len}"
+                f"model type {self.model.config.model_type!r} has attention windows of {min(windows)} tokens, more "
+                f"than its training length; method {self.method.name!r} supports inputs of up to that length on it, "
+                f"found {kv_len}"
             )
 
     @contextmanager
@@ -191,27 +191,28 @@ class Handle:
         own_call = family_of(self.model.config).own_call
         # Plain matrix products where the user asked for them; models with calls of their own may know nothing else.
         self._fused = own_call or self.model.config._attn_implementation != "eager"
-        replaced: list[tuple[nn.Module, Any]] = []
-
-        def replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-            replaced.append((module, module.__dict__.get("forward")))
-            module.forward = forward
-
+        undo: list[Callable[[], None]] = []
         try:
             for config in self._configs:
                 config._attn_implementation = ATTENTION
             for module in rotary_modules(self.model):
-                replace(module, _no_rotation)
+                undo.append(replaced(module, "forward", _no_rotation))
             if own_call:
                 for layer, module in enumerate(self._attention_modules):
                     call = OWN_CALLS[self.model.config.model_type]
-                    replace(module, functools.partial(call, module, functools.partial(_attend, layer)))
+                    own = functools.partial(call, module, functools.partial(_attend, layer))
+                    undo.append(replaced(module, "forward", own))
             yield
         finally:
             for config, implementation in zip(self._configs, implementations, strict=True):
                 config._attn_implementation = implementation
-            for module, forward in replaced:
-                _restore(module, forward)
+            for step in undo:
+                step()
+
+
+def _nothing() -> None:
+    """Undo nothing."""
+
 
 def _train_length(method: Method, config: Any) -> int | None:
     """Return the training length that a method goes by, None where neither it nor the config names one."""
@@ -220,14 +221,6 @@ def _train_length(method: Method, config: Any) -> int | None:
         return given or train_length_of(config)
     except MethodError:
         return None
-
-
-def _restore(module: nn.Module, forward: Any) -> None:
-    """Give a module back the forward that its instance had, or its class's."""
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward
 
 
 def _no_rotation(states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from mesa_lm.layers import Layers
 from mesa_lm.methods import Method
+from mesa_lm.replacing import replaced
 from mesa_lm.rotary import Rotary
 from mesa_lm.structure import rotary_modules
 
@@ -16,9 +17,7 @@ from mesa_lm.structure import rotary_modules
 class StaticScaling:
     """Other frequencies in the layers that see everything, until removed; layers that keep their window keep theirs."""
 
-    def __init__(
-        self, model: PreTrainedModel, layers: Layers, method: Method, attention: list[nn.Module]
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, layers: Layers, method: Method, attention: list[nn.Module]) -> None:
         """Replace the frequencies.
 
         Args:
@@ -64,16 +63,7 @@ class StaticScaling:
                 plain["position_embeddings"] = own(*args, **kwargs)
             return forward(*args, **kwargs)
 
-        previous = module.__dict__.get("forward")
-        module.forward = scaled
-
-        def restore() -> None:
-            if previous is None:
-                del module.forward
-            else:
-                module.forward = previous
-
-        self._undo.append(restore)
+        self._undo.append(replaced(module, "forward", scaled))
         for layer in windowed:
             hook = layer.register_forward_pre_hook(
                 lambda _module, args, kwargs: (args, {**kwargs, **plain}), with_kwargs=True
@@ -91,5 +81,4 @@ class StaticScaling:
             return both.to(position_ids.device).repeat(position_ids.shape[0], 1, 1)
 
         for module in attention:
-            module._get_embed_positions = table  # type: ignore[assignment]
-            self._undo.append(lambda module=module: delattr(module, "_get_embed_positions"))  # type: ignore[misc]
+            self._undo.append(replaced(module, "_get_embed_positions", table))
