@@ -86,7 +86,7 @@ FAMILIES: dict[str, Family] = {
         folder="falcon",
         position="falcon",
         own_call=True,
-        about="rotary or ALiBi, as `alibi` in the config says",
+        about="`alibi` in the config chooses the positions",
     ),
     "mpt": Family(attention=("MptAttention",), folder="mpt", position="alibi", own_call=True),
     "bloom": Family(attention=("BloomAttention",), folder="bloom", position="alibi", own_call=True),
@@ -204,6 +204,11 @@ def check_supported(config: Any, method: Method | None = None) -> None:
                 f"method 'dynamic_ntk' with cached_keys=stale is not supported on rope_type {rope_type!r}, where "
                 "cached keys follow the input's length; leave cached_keys out"
             )
+    if config.model_type == "falcon" and config.alibi and config._attn_implementation == "eager":
+        raise ModelError(
+            "model type 'falcon' with alibi and attn_implementation='eager' is not supported: transformers adds the "
+            "bias twice there; load it with attn_implementation='sdpa'"
+        )
     if getattr(config, "use_bidirectional_attention", None):
         raise ModelError(f"model type {config.model_type!r} with use_bidirectional_attention is not supported")
     layer_windows(config)
@@ -222,10 +227,28 @@ def table() -> list[Row]:
         kinds = (False, True) if family.position == "falcon" else (family.position == "alibi",)
         for alibi in kinds:
             position = "ALiBi" if alibi else "rotary, interleaved" if family.interleaved else "rotary"
-            windows = "" if family.windows == "none" else f"sliding windows in {family.windows.replace('by', 'some')}"
-            about = ", ".join(text for text in (family.about, windows.replace("some layer", "some layers")) if text)
+            windows = {"none": "", "by layer": "sliding windows in some layers", "all layers": "sliding windows"}
+            about = ", ".join(text for text in (family.about, windows[family.windows]) if text)
             cells = {name: refusal(method, alibi) for name, method in methods().items()}
             rows.append(Row(model_type, position, about, cells))
     for model_type, reason in REFUSED.items():
-        rows.append(Row(model_type, "", reason, {name: reason for name in methods() if name != "origin"}))
+        cells = {name: None if name == "origin" else reason for name in methods()}
+        rows.append(Row(model_type, "", "", cells))
     return rows
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the table of families in Markdown: yes, or the number of the reason below the table."""
+    reasons: list[str] = []
+    lines = [
+        f"| model type | positions | besides | {' | '.join(f'`{name}`' for name in rows[0].refusals)} |",
+        "|---" * (3 + len(rows[0].refusals)) + "|",
+    ]
+    for row in rows:
+        cells = []
+        for reason in row.refusals.values():
+            if reason is not None and reason not in reasons:
+                reasons.append(reason)
+            cells.append("yes" if reason is None else f"no ({reasons.index(reason) + 1})")
+        lines.append(f"| `{row.model_type}` | {row.position} | {row.about} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))])

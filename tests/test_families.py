@@ -8,11 +8,12 @@ import torch
 import transformers
 import zoo
 from family_oracle import family_logits
-from helpers import decode, random_ids
+from helpers import decode, pad, random_ids, together_and_alone
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from zoo import ALIBI, ROTARY_DIM, VARIANTS, T, tiny
 
 import mesa_lm
+from mesa_lm.errors import ModelError
 
 PROMPT, NEW = 61, 3
 # float32 passes against float64; logits are of the order of 5.
@@ -33,8 +34,6 @@ OPTIONS = {
 }
 SCALING = ("dynamic_ntk", "ntk", "linear", "yarn")
 CELLS = [(v, m) for v, m in itertools.product(VARIANTS, OPTIONS) if not (v in ALIBI and m in SCALING)]
-# One method per family in turn, so that the fast tests meet all of them.
-TURNS = [cell for i, cell in enumerate(CELLS) if cell[1] == "mesa" or i % 7 == 0]
 
 
 def rope_parameters(variant):
@@ -59,7 +58,7 @@ def yarn(variant):
 def pairs_of(variant, name, bound, prompt, total):
     """The pairs of a method with the options above, and the factor of cosines and sines if it is not the model's."""
     opts = OPTIONS[name]
-    rope = {"head_dim": ROTARY_DIM.get(variant, zoo.HEAD_DIM), "base": 10000.0}
+    rope = {"head_dim": ROTARY_DIM.get(variant, zoo.HEAD_DIM), "base": rope_parameters(variant)["rope_theta"]}
     scaled = {"dynamic_ntk": lambda n: max(1.0, 2 * n / T - 1), "ntk": lambda n: 3.0, "linear": lambda n: 1.0}
     if name == "yarn":
         frequency, factor = yarn(variant)
@@ -116,12 +115,154 @@ def check_cell(variant, name, prompt=PROMPT, new=NEW):
     torch.testing.assert_close(logits.double(), expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize(("variant", "name"), TURNS)
-def test_a_cell_equals_the_oracle(variant, name):
+@pytest.mark.parametrize(("variant", "name"), CELLS)
+def test_every_cell_equals_the_oracle(variant, name):
     check_cell(variant, name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("variant", "name"), [cell for cell in CELLS if cell not in TURNS])
-def test_every_other_cell_equals_the_oracle(variant, name):
-    check_cell(variant, name)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_a_method_leaves_alone_is_the_untouched_model(variant):
+    """Origin everywhere; every method on inputs that it leaves alone; and nothing remains after detaching."""
+    model = tiny(variant)
+    short, long = random_ids(T)[None], random_ids(2 * T)[None]
+    with torch.no_grad():
+        before = model(short).logits
+        with mesa_lm.extrapolate(model, "origin"):
+            assert torch.equal(model(short).logits, before)
+        for name in OPTIONS:
+            if name in ("ntk", "linear", "yarn") or (variant in ALIBI and name in SCALING):
+                continue
+            # Windows of T tokens, so that nothing is beyond them.
+            options = {
+                "rerope": {"window": T, "log_n": False},
+                "leaky_rerope": {"window": T - 1},
+                "stair": {"extrapolated_position": T},
+                "self_extend": {"neighbor_window": T},
+                "lm_infinite": {"n_local": T},
+                "streaming_llm": {"start_size": 2, "recent_size": T},
+                "dual_chunk": {"chunk_size": 2 * T, "local_window": 2},
+            }.get(name, {})
+            with mesa_lm.extrapolate(model, name, **options):
+                assert torch.equal(model(short).logits, before), name
+        assert torch.equal(model(short).logits, before)
+        with mesa_lm.extrapolate(model, "origin"):
+            assert torch.isfinite(model(long).logits).all()  # MPT and GPT-J too, whose tables end at T
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_of_a_batch_are_their_own(variant):
+    """Rows within and beyond T, padded on either side, decoded across T."""
+    model = tiny(variant)
+    rows = [random_ids(length, length) for length in (11, T - 1, 59, 41)]
+    for name, side in (("mesa", "left"), ("rerope", "right")):
+        with torch.no_grad(), mesa_lm.extrapolate(model, name):
+            for batched, alone in together_and_alone(model, rows, side, random_ids(3, 99)):
+                torch.testing.assert_close(batched, alone, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generation_with_and_without_cache_across_the_training_length(variant):
+    """From T - 13 tokens on, the untouched model's cache is taken over, sliding layers' shortened ones included."""
+    model = tiny(variant)
+    options = {"max_new_tokens": 19, "min_new_tokens": 19, "do_sample": False, "pad_token_id": 0}
+    with mesa_lm.extrapolate(model, "rerope", window=11):
+        ids = random_ids(T - 13)[None]
+        cached = model.generate(ids, **options)
+        if variant != "llama-dynamic":  # there every length has its own frequencies, and the cache those of its time
+            assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
+        if variant != "phi3-longrope":  # it drops its cache where the padded batch, not the row, passes T
+            together = model.generate(**pad([ids[0], random_ids(T + 8, 1)], "left"), **options)
+            assert torch.equal(together[0, -19:], cached[0, -19:])
+
+
+def test_sliding_layers_keep_their_window_beyond_the_training_length():
+    """With a window in every layer, every method is the untouched model, and says so."""
+    model = tiny("mistral-window")
+    ids = random_ids(71)
+    with torch.no_grad():
+        expected = model(ids[None]).logits[0]
+        for name in OPTIONS:
+            with mesa_lm.extrapolate(model, name, **OPTIONS[name]):
+                torch.testing.assert_close(decode(model, ids, 67), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_model_of_windows_only_is_warned_about(caplog):
+    mesa_lm.extrapolate(tiny("mistral-window"), "mesa").remove()
+    assert "the method changes nothing" in caplog.text
+
+
+def test_soft_capping_and_windows_matter():
+    """The oracle tests would say nothing if the tiny models did not depend on these."""
+    ids = random_ids(61)[None]
+    with torch.no_grad():
+        for variant, changes in (("gemma2", {"attn_logit_softcapping": None}), ("gemma2", {"sliding_window": 9})):
+            models = tiny(variant), tiny(variant, **changes)
+            logits = []
+            for model in models:
+                with mesa_lm.extrapolate(model, "mesa"):
+                    logits.append(model(ids).logits)
+            assert (logits[0] - logits[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("variant", ALIBI)
+def test_scaling_methods_are_refused_on_alibi(variant):
+    for name in SCALING:
+        with pytest.raises(ModelError, match=f"method '{name}' is not supported on model type .*ALiBi has none"):
+            mesa_lm.extrapolate(tiny(variant), name)
+
+
+def test_mesa_on_alibi_needs_no_approximation():
+    """A bias that depends on the key alone, as MPT's own code has it, is the exact one in Mesa's last chunk."""
+    model, ids = tiny("mpt"), random_ids(61)
+    with torch.no_grad(), mesa_lm.extrapolate(model, "mesa") as handle:
+        logits = model(ids[None]).logits[0].double()
+        pairs, _ = pairs_of("mpt", "mesa", handle.method, 61, 61)
+        last = handle.method.layout(61).last_start
+    by_key = pairs.distance.clone()
+    by_key[last:] = by_key[-1]
+    approximate = family_logits(model, ids, pairs._replace(distance=by_key), T)
+    torch.testing.assert_close(logits[last:], approximate[last:], atol=TOLERANCE, rtol=0)
+
+
+def test_unknown_attention_is_refused_by_name():
+    class FlashyAttention(type(tiny("llama").model.layers[0].self_attn)):
+        pass
+
+    model = tiny("llama")
+    model.model.layers[1].self_attn.__class__ = FlashyAttention
+    with pytest.raises(ModelError, match=r"FlashyAttention at 'model.layers.1.self_attn' is not one that methods"):
+        mesa_lm.extrapolate(model, "mesa")
+    model = tiny("llama")
+    model.model.layers[1].self_attn = torch.nn.Identity()
+    with pytest.raises(ModelError, match=r"2 layers, but attention modules were found in layers \[0\]"):
+        mesa_lm.extrapolate(model, "mesa")
+    with mesa_lm.extrapolate(model, "origin"):
+        pass  # a failed attempt leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (transformers.DeepseekV3Config(), "'deepseek_v3' is not supported .latent attention"),
+        (transformers.DeepseekV2Config(), "'deepseek_v2' is not supported .latent attention"),
+        (transformers.GptOssConfig(), "'gpt_oss' is not supported .attention sinks"),
+        (transformers.GPT2Config(), "'gpt2' is not supported; supported are llama"),
+        (transformers.Gemma2Config(use_bidirectional_attention=True), "with use_bidirectional_attention"),
+        (
+            transformers.Qwen2Config(
+                use_sliding_window=True, sliding_window=7, num_hidden_layers=2, layer_types=["chunked_attention"] * 2
+            ),
+            "a layer of type 'chunked_attention'",
+        ),
+        (transformers.FalconConfig(alibi=True, attn_implementation="eager"), "adds the bias twice"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_what_is_not_understood_is_refused_before_loading(config, message):
+    with pytest.raises(ModelError, match=message):
+        mesa_lm.check_supported(config, mesa_lm.Mesa())
+
+
+def test_stale_dynamic_ntk_is_refused_where_cached_keys_follow_the_length():
+    with pytest.raises(ModelError, match="cached_keys=stale is not supported on rope_type 'dynamic'"):
+        mesa_lm.extrapolate(tiny("llama-dynamic"), "dynamic_ntk", cached_keys="stale")
