@@ -171,10 +171,14 @@ def layer_windows(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in config.layer_types]
 
 
-def refusal(method: type[Method], alibi: bool) -> str | None:
-    """Return why a method is refused on models with (or without) ALiBi, None where it is supported."""
-    if alibi and method.rope_parameters is not Method.rope_parameters:
+def refusal(method: type[Method], family: Family, alibi: bool) -> str | None:
+    """Return why a method is refused on models of a family with (or without) ALiBi, None where it is supported."""
+    if method.rope_parameters is Method.rope_parameters:
+        return None
+    if alibi:
         return "it scales rotary frequencies, and ALiBi has none"
+    if family.plain_full_layers:
+        return "it scales rotary frequencies, and the layers that see everything have none"
     return None
 
 
@@ -212,11 +216,15 @@ def check_supported(config: Any, method: Method | None = None) -> None:
     if getattr(config, "use_bidirectional_attention", None):
         raise ModelError(f"model type {config.model_type!r} with use_bidirectional_attention is not supported")
     layer_windows(config)
-    reason = None if method is None else refusal(type(method), uses_alibi(config))
-    if method is not None and reason is not None:
+    if method is None:
+        return
+    family, alibi = family_of(config), uses_alibi(config)
+    reason = refusal(type(method), family, alibi)
+    if reason is not None:
+        allowed = [name for name, other in methods().items() if refusal(other, family, alibi) is None]
         raise ModelError(
             f"method {method.name!r} is not supported on model type {config.model_type!r}: {reason}; supported are "
-            + ", ".join(name for name, other in methods().items() if refusal(other, alibi=True) is None)
+            f"{', '.join(allowed)}"
         )
 
 
@@ -229,7 +237,7 @@ def table() -> list[Row]:
             position = "ALiBi" if alibi else "rotary, interleaved" if family.interleaved else "rotary"
             windows = {"none": "", "by layer": "sliding windows in some layers", "all layers": "sliding windows"}
             about = ", ".join(text for text in (family.about, windows[family.windows]) if text)
-            cells = {name: refusal(method, alibi) for name, method in methods().items()}
+            cells = {name: refusal(method, family, alibi) for name, method in methods().items()}
             rows.append(Row(model_type, position, about, cells))
     for model_type, reason in REFUSED.items():
         cells = {name: None if name == "origin" else reason for name in methods()}
