@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import fields
 from typing import Any, Self
 
 import torch
@@ -29,7 +31,7 @@ from mesa_lm.methods import Method, Origin, make_method, train_length_of
 from mesa_lm.own_calls import OWN_CALLS
 from mesa_lm.passes import Pass
 from mesa_lm.replacing import replaced
-from mesa_lm.static_scaling import StaticScaling
+from mesa_lm.static_scaling import scale_statically
 from mesa_lm.structure import attention_modules, layers_of, rotary_modules
 from mesa_lm.tables import lengthen_tables
 
@@ -63,7 +65,8 @@ def _no_mask(*args: Any, **kwargs: Any) -> Tensor:
     return torch.zeros(1, 1, 1, 1)
 
 
-AttentionInterface.register(ATTENTION, _attention)
+# Passes are Python code through and through: compiled layers leave their graph here.
+AttentionInterface.register(ATTENTION, torch.compiler.disable(_attention))
 AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
@@ -81,6 +84,7 @@ class Handle:
         self.model, self.method = model, method
         self._attached = False
         self.columns: Tensor | None = None
+        self._longest = method.longest_input(model.config)
 
     def __enter__(self) -> Self:
         return self
@@ -109,11 +113,13 @@ class Handle:
                 )
         self.model._mesa_handle = self  # type: ignore[assignment]
         self._attached = True
-        self._shorten, self._undo = lengthen_tables(self.model), _nothing
+        self._undo = ExitStack()
+        self._undo.callback(lengthen_tables(self.model))
         if is_origin:
             return
         if self.method.static_rope:
-            self._undo = StaticScaling(self.model, self._layers, self.method, self._attention_modules).remove
+            self._undo.callback(scale_statically(self.model, self._layers, self.method, self._attention_modules))
+            self._undo.callback(self.model.register_forward_pre_hook(self._look_at_length, with_kwargs=True).remove)
             return
         original = self.model.forward
         self._original = original
@@ -123,7 +129,8 @@ class Handle:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._forward(*args, **kwargs)
 
-        self._undo = replaced(self.model, "forward", forward)
+        # A compiled model calls this as it is; what the model itself has compiled stays compiled inside.
+        self._undo.callback(replaced(self.model, "forward", torch.compiler.disable(forward)))
 
     def remove(self) -> None:
         """Give the model its own forward back; calling it again does nothing."""
@@ -131,8 +138,7 @@ class Handle:
             return
         self._attached = False
         del self.model._mesa_handle
-        self._undo()
-        self._shorten()
+        self._undo.close()
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(type(self.model).forward).bind(self.model, *args, **kwargs).arguments
@@ -141,6 +147,7 @@ class Handle:
         if forward.is_untouched():
             return self._original(*args, **kwargs)
         self._refuse(call, forward.longest)
+        self._warn_beyond(forward.longest)
         try:
             with torch.no_grad(), self._own_attention():
                 result = forward.run()
@@ -168,6 +175,27 @@ class Handle:
         logits: Tensor = output.logits
         return logits
 
+    def _look_at_length(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of methods whose forward is the model's own."""
+        tokens = next(
+            value for value in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if value is not None
+        )
+        cache = kwargs.get("past_key_values")
+        self._warn_beyond(tokens.shape[1] + (0 if cache is None else cache.get_seq_length()))
+
+    def _warn_beyond(self, length: int) -> None:
+        """Warn once where an input is longer than the method's parameters serve."""
+        if length > self._longest:
+            given = {field.name: getattr(self.method, field.name) for field in fields(self.method)}
+            logger.warning(
+                "%s(%s) keeps what the model saw in training up to %d tokens, but the input has %d",
+                self.method.name,
+                ", ".join(f"{name}={value}" for name, value in given.items() if value is not None),
+                self._longest,
+                length,
+            )
+            self._longest = math.inf
+
     def _refuse(self, call: dict[str, Any], kv_len: int) -> None:
         """Refuse what would give wrong or missing results, before any work."""
         for name in ("output_attentions", "output_hidden_states"):
@@ -187,31 +215,20 @@ class Handle:
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
         """Let the model's attention layers call attention of ours with queries and keys without positions."""
-        implementations = [config._attn_implementation for config in self._configs]
         own_call = family_of(self.model.config).own_call
         # Plain matrix products where the user asked for them; models with calls of their own may know nothing else.
         self._fused = own_call or self.model.config._attn_implementation != "eager"
-        undo: list[Callable[[], None]] = []
-        try:
+        with ExitStack() as undo:
             for config in self._configs:
+                undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
             for module in rotary_modules(self.model):
-                undo.append(replaced(module, "forward", _no_rotation))
-            if own_call:
-                for layer, module in enumerate(self._attention_modules):
-                    call = OWN_CALLS[self.model.config.model_type]
-                    own = functools.partial(call, module, functools.partial(_attend, layer))
-                    undo.append(replaced(module, "forward", own))
+                undo.callback(replaced(module, "forward", _no_rotation))
+            for layer, module in enumerate(self._attention_modules if own_call else []):
+                attend = functools.partial(torch.compiler.disable(_attend), layer)
+                call = functools.partial(OWN_CALLS[self.model.config.model_type], module, attend)
+                undo.callback(replaced(module, "forward", call))
             yield
-        finally:
-            for config, implementation in zip(self._configs, implementations, strict=True):
-                config._attn_implementation = implementation
-            for step in undo:
-                step()
-
-
-def _nothing() -> None:
-    """Undo nothing."""
 
 
 def _train_length(method: Method, config: Any) -> int | None:
@@ -254,7 +271,7 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
     """Attach a method to a model; the model then computes it in `forward` and `generate`.
 
     Args:
-        model: A transformers causal language model, or a PEFT model around one.
+        model: A transformers causal language model, or a PEFT or compiled model around one.
         method: A name of `methods()`, or a method with its parameters.
         **options: Parameters by name, if `method` is a name or a class.
 
@@ -273,8 +290,9 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
         raise ModelError(
             f"parameters {', '.join(options)} must be given inside the method {type(method).__name__}(...)"
         )
-    get_base_model: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)  # PEFT has it
-    base = model if get_base_model is None else get_base_model()
+    base = getattr(model, "_orig_mod", model)  # torch.compile has it
+    get_base_model: Callable[[], nn.Module] | None = getattr(base, "get_base_model", None)  # PEFT has it
+    base = base if get_base_model is None else get_base_model()
     if not isinstance(base, PreTrainedModel):
         raise ModelError(f"extrapolate needs a transformers model, found {type(model).__name__}")
     if not isinstance(method, Origin):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,18 +25,14 @@ def lengthen_tables(model: PreTrainedModel) -> Callable[[], None]:
     Returns:
         A function that undoes it.
     """
+    undo = ExitStack()
     if model.config.model_type == "mpt":
-        return _lengthen_mpt(model.base_model)
+        undo.callback(_lengthen_mpt(model.base_model))
     if model.config.model_type == "gptj":
-        steps = [_lengthen_gptj(module) for module in model.modules() if hasattr(module, "_get_embed_positions")]
-    else:
-        steps = []
-
-    def undo() -> None:
-        for step in steps:
-            step()
-
-    return undo
+        for module in model.modules():
+            if hasattr(module, "_get_embed_positions"):
+                undo.callback(_lengthen_gptj(module))
+    return undo.close
 
 
 def _lengthen_mpt(inner: Any) -> Callable[[], None]:
