@@ -18,6 +18,7 @@ from mesa_lm.methods import Origin, train_length_of
 from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
 from mesa_lm.patching import extrapolate
 from mesa_lm.scoring import UncutHFLM
+from mesa_lm.tables import lengthen_tables
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
 logger = logging.getLogger("lm_eval.models.mesa_hf")
@@ -64,7 +65,9 @@ class MesaHFLM(UncutHFLM):
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         super().__init__(pretrained=pretrained, **others)
-        if not self.stock_calls:
+        if self.stock_calls:
+            lengthen_tables(getattr(self.model, "get_base_model", lambda: self.model)())
+        else:
             extrapolate(self.model, self.method)
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.

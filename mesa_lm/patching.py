@@ -125,12 +125,14 @@ class Handle:
         self._original = original
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
 
+        # torch.compile leaves it as it is; what is compiled inside the model stays compiled.
+        eager = torch.compiler.disable(self._forward)
+
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._forward(*args, **kwargs)
+            return eager(*args, **kwargs)
 
-        # A compiled model calls this as it is; what the model itself has compiled stays compiled inside.
-        self._undo.callback(replaced(self.model, "forward", torch.compiler.disable(forward)))
+        self._undo.callback(replaced(self.model, "forward", forward))
 
     def remove(self) -> None:
         """Give the model its own forward back; calling it again does nothing."""

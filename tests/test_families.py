@@ -1,6 +1,8 @@
 """Every model family with every method: against its own code over explicit pairs, and what is refused by name."""
 
 import itertools
+import json
+from pathlib import Path
 
 import oracles
 import pytest
@@ -10,10 +12,13 @@ import zoo
 from family_oracle import family_logits
 from helpers import decode, pad, random_ids, together_and_alone
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from typer.testing import CliRunner
 from zoo import ALIBI, ROTARY_DIM, VARIANTS, T, tiny
 
 import mesa_lm
+from mesa_lm.cli import app
 from mesa_lm.errors import ModelError
+from mesa_lm.families import markdown, table
 
 PROMPT, NEW = 61, 3
 # float32 passes against float64; logits are of the order of 5.
@@ -225,6 +230,23 @@ def test_mesa_on_alibi_needs_no_approximation():
     torch.testing.assert_close(logits[last:], approximate[last:], atol=TOLERANCE, rtol=0)
 
 
+def test_a_bias_by_key_alone_would_disturb_methods_that_weave_every_query():
+    """What MPT's code builds, one bias for all queries, is right for the last query of ReRoPE and wrong before."""
+    model, ids = tiny("mpt"), random_ids(61)
+    with torch.no_grad(), mesa_lm.extrapolate(model, "rerope", window=5, log_n=False):
+        logits = model(ids[None]).logits[0].double()
+    pairs = oracles.rerope_pairs(61, 61, T=T, w=5, logn=False)
+    approximate = pairs._replace(distance=pairs.distance[-1:].expand(61, -1))
+    first_layer_only = tiny("mpt", n_layers=1)
+    with torch.no_grad(), mesa_lm.extrapolate(first_layer_only, "rerope", window=5, log_n=False):
+        exact = first_layer_only(ids[None]).logits[0].double()
+    error = (family_logits(first_layer_only, ids, approximate, T) - exact).abs().amax(-1)
+    assert error[-1] < TOLERANCE < 0.5 < error[:-5].median()
+    assert (family_logits(model, ids, approximate, T) - logits)[
+        -1
+    ].abs().max() > 0.5  # through deeper layers it spreads
+
+
 def test_unknown_attention_is_refused_by_name():
     class FlashyAttention(type(tiny("llama").model.layers[0].self_attn)):
         pass
@@ -262,6 +284,21 @@ def test_unknown_attention_is_refused_by_name():
 def test_what_is_not_understood_is_refused_before_loading(config, message):
     with pytest.raises(ModelError, match=message):
         mesa_lm.check_supported(config, mesa_lm.Mesa())
+
+
+def test_the_documented_table_is_the_code_s():
+    documented = (Path(mesa_lm.__file__).parents[1] / "docs" / "families.md").read_text()
+    assert markdown(table()) in documented
+    assert {row.model_type for row in table() if row.position} == {tiny(v).config.model_type for v in VARIANTS}
+
+
+def test_the_command_prints_the_table():
+    runner = CliRunner()
+    assert runner.invoke(app, ["methods", "--families"]).output.strip() == markdown(table())
+    rows = json.loads(runner.invoke(app, ["methods", "--families", "--json"]).output)
+    assert [row["model_type"] for row in rows] == [row.model_type for row in table()]
+    refused = {(row["model_type"], name) for row in rows for name, why in row["refusals"].items() if why}
+    assert ("mpt", "yarn") in refused and ("mpt", "mesa") not in refused and ("deepseek_v2", "mesa") in refused
 
 
 def test_stale_dynamic_ntk_is_refused_where_cached_keys_follow_the_length():
