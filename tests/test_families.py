@@ -242,9 +242,7 @@ def test_a_bias_by_key_alone_would_disturb_methods_that_weave_every_query():
         exact = first_layer_only(ids[None]).logits[0].double()
     error = (family_logits(first_layer_only, ids, approximate, T) - exact).abs().amax(-1)
     assert error[-1] < TOLERANCE < 0.5 < error[:-5].median()
-    assert (family_logits(model, ids, approximate, T) - logits)[
-        -1
-    ].abs().max() > 0.5  # through deeper layers it spreads
+    assert (family_logits(model, ids, approximate, T) - logits)[-1].abs().max() > 0.1
 
 
 def test_unknown_attention_is_refused_by_name():
