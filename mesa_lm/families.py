@@ -91,12 +91,14 @@ FAMILIES: dict[str, Family] = {
     "mpt": Family(attention=("MptAttention",), folder="mpt", position="alibi", own_call=True),
     "bloom": Family(attention=("BloomAttention",), folder="bloom", position="alibi", own_call=True),
 }
+LATENT = (
+    "latent attention: the model caches one compressed vector per token, and moving keys to other positions takes "
+    "those of every head, many times the memory (71 times in DeepSeek-V3)"
+)
 # Types that are refused, with what keeps them out.
 REFUSED: dict[str, str] = {
-    "deepseek_v2": "latent attention: it rotates only a part of each head that is projected apart from the rest and "
-    "shared by all heads, as complex numbers, and its values are narrower than its keys",
-    "deepseek_v3": "latent attention: it rotates only a part of each head that is projected apart from the rest and "
-    "shared by all heads, and its values are narrower than its keys",
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
     "gpt_oss": "attention sinks: every head adds a learned score to the sum of its exponentiated scores",
     "baichuan": "remote code: its attention is not part of transformers and cannot be checked",
 }

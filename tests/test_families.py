@@ -159,7 +159,7 @@ def test_what_a_method_leaves_alone_is_the_untouched_model(variant):
 def test_rows_of_a_batch_are_their_own(variant):
     """Rows within and beyond T, padded on either side, decoded across T."""
     model = tiny(variant)
-    rows = [random_ids(length, length) for length in (11, T - 1, 59, 41)]
+    rows = [random_ids(length, length) for length in (11, T - 1, 59, 41, 59)]
     for name, side in (("mesa", "left"), ("rerope", "right")):
         with torch.no_grad(), mesa_lm.extrapolate(model, name):
             for batched, alone in together_and_alone(model, rows, side, random_ids(3, 99)):
