@@ -122,7 +122,7 @@ class Handle:
             self._undo.callback(self.model.register_forward_pre_hook(self._look_at_length, with_kwargs=True).remove)
             return
         original = self.model.forward
-        self._original = original
+        self._original, self._rotary_modules = original, rotary_modules(self.model)
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
 
         # torch.compile leaves it as it is; what is compiled inside the model stays compiled.
@@ -224,7 +224,7 @@ class Handle:
             for config in self._configs:
                 undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
-            for module in rotary_modules(self.model):
+            for module in self._rotary_modules:
                 undo.callback(replaced(module, "forward", _no_rotation))
             for layer, module in enumerate(self._attention_modules if own_call else []):
                 attend = functools.partial(torch.compiler.disable(_attend), layer)
