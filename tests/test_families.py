@@ -19,6 +19,7 @@ import mesa_lm
 from mesa_lm.cli import app
 from mesa_lm.errors import ModelError
 from mesa_lm.families import markdown, table
+from mesa_lm.passes import SlidingWindow
 
 PROMPT, NEW = 61, 3
 # float32 passes against float64; logits are of the order of 5.
@@ -179,6 +180,22 @@ def test_generation_with_and_without_cache_across_the_training_length(variant):
         if variant != "phi3-longrope":  # it drops its cache where the padded batch, not the row, passes T
             together = model.generate(**pad([ids[0], random_ids(T + 8, 1)], "left"), **options)
             assert torch.equal(together[0, -19:], cached[0, -19:])
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "phi3-longrope", "llama-dynamic", "cohere2", "mpt"])
+def test_long_prompts_are_run_in_passes(variant, monkeypatch):
+    """Several blocks of middle chunks, several passes, queries in small blocks: as in one."""
+    model, ids = tiny(variant), random_ids(211)
+    rows = pad([ids, ids.flip(0), ids[:97]], "right")
+    for name in ("mesa", "rerope", "lm_infinite"):
+        with torch.no_grad(), mesa_lm.extrapolate(model, name):
+            expected, batch = decode(model, ids, 205), model(**rows).logits
+            with monkeypatch.context() as small:
+                small.setattr("mesa_lm.forward.PASS_TOKENS", 53)
+                small.setattr(SlidingWindow, "block_len", 11)
+                small.setattr(mesa_lm.methods()[name], "block_len", 13)
+                torch.testing.assert_close(decode(model, ids, 205), expected, atol=TOLERANCE, rtol=0)
+                torch.testing.assert_close(model(**rows).logits, batch, atol=TOLERANCE, rtol=0)
 
 
 def test_sliding_layers_keep_their_window_beyond_the_training_length():
