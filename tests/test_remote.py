@@ -1,15 +1,16 @@
 """Remote code in the shape of Baichuan's: tried out before it is believed, then as every other family."""
 
+import itertools
 import json
 import math
 import shutil
 from pathlib import Path
 
-import oracles
 import pytest
 import torch
 import transformers
 from helpers import random_ids
+from test_families import OPTIONS, pairs_of
 
 import mesa_lm
 from mesa_lm.demo import MODEL_PATH
@@ -44,6 +45,7 @@ def expected(model, ids, pairs):
     hidden = double(model.model.embed_tokens.weight)[ids]
     slopes = [2 ** (-8 * (i + 1) / 4) for i in range(4)]
     frequency = 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    scale = pairs.scale if pairs.scale.ndim == 2 else pairs.scale[:, None]
     for layer in model.model.layers:
         norm = torch.nn.functional.layer_norm(hidden, (32,), double(layer.norm.weight), double(layer.norm.bias))
         query, key, value = (norm @ double(layer.self_attn.W_pack.weight).T).split(32, dim=-1)
@@ -52,10 +54,11 @@ def expected(model, ids, pairs):
             q, k, v = (states[:, 8 * head : 8 * head + 8] for states in (query, key, value))
             if hasattr(model.config, "max_position_embeddings"):
                 a, b = torch.complex(q[:, :4], q[:, 4:]), torch.complex(k[:, :4], k[:, 4:])
-                turn = torch.polar(torch.ones(1).double(), pairs.distance[..., None] * frequency)
-                scores = (a[:, None] * b.conj() * turn).real.sum(-1) / math.sqrt(8) * pairs.scale[:, None]
+                own = frequency if pairs.frequency is None else pairs.frequency[:, None]
+                turn = torch.polar(torch.ones(1).double(), pairs.distance[..., None] * own)
+                scores = (a[:, None] * b.conj() * turn).real.sum(-1) / math.sqrt(8) * scale
             else:
-                scores = q @ k.T / math.sqrt(8) * pairs.scale[:, None] - slopes[head] * pairs.distance
+                scores = q @ k.T / math.sqrt(8) * scale - slopes[head] * pairs.distance
             heads.append(scores.masked_fill(~pairs.visible, -torch.inf).softmax(-1) @ v)
         hidden = hidden + torch.cat(heads, -1) @ double(layer.self_attn.o_proj.weight).T
         first, _, second = layer.mlp
@@ -64,24 +67,24 @@ def expected(model, ids, pairs):
     return hidden @ double(model.lm_head.weight).T
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_packed_models_equal_the_oracle(shape, tmp_path):
+CELLS = [
+    (shape, name)
+    for shape, name in itertools.product(SHAPES, OPTIONS)
+    if name not in ("ntk", "linear", "yarn") and (shape, name) != ("alibi", "dynamic_ntk")
+]
+
+
+@pytest.mark.parametrize(("shape", "name"), CELLS)
+def test_packed_models_equal_the_oracle(shape, name, tmp_path):
     model, ids = load(tmp_path, **SHAPES[shape]), random_ids(61)
     with torch.no_grad():
         short = model(ids[None, :T]).logits
-        for name, options in (("rerope", {"window": 5}), ("mesa", {})):
-            with mesa_lm.extrapolate(model, name, **options) as handle:
-                logits = model(ids[None]).logits[0]
-                last = model(ids[None], logits_to_keep=2).logits[0]
-                bound = handle.method
-            if name == "rerope":
-                pairs = oracles.rerope_pairs(61, 61, T=T, w=5, logn=True)
-            else:
-                names = {"F": "first_chunk", "L": "last_chunk", "M_max": "split_margin", "N": "extrapolated_position"}
-                sizes = {symbol: getattr(bound, field) for symbol, field in names.items()}
-                pairs = oracles.mesa_pairs(61, 61, T=T, R=bound.reweave_every, **sizes)
-            torch.testing.assert_close(logits.double(), expected(model, ids, pairs), atol=2e-4, rtol=0)
-            torch.testing.assert_close(last, logits[-2:], atol=1e-5, rtol=0)
+        with mesa_lm.extrapolate(model, name, **OPTIONS[name]) as handle:
+            logits = model(ids[None]).logits[0]
+            last = model(ids[None], logits_to_keep=2).logits[0]
+        pairs, _ = pairs_of("llama", name, handle.method, 61, 61)
+        torch.testing.assert_close(logits.double(), expected(model, ids, pairs), atol=2e-4, rtol=0)
+        torch.testing.assert_close(last, logits[-2:], atol=1e-5, rtol=0)
         assert torch.equal(model(ids[None, :T]).logits, short)
 
 
