@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import MethodError, ModelError, UsageError
-from mesa_lm.methods import Origin, train_length_of
+from mesa_lm.methods import Method, Origin, train_length_of
 from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
 from mesa_lm.patching import check_supported, extrapolate
 from mesa_lm.scoring import UncutHFLM
@@ -63,8 +63,26 @@ class MesaHFLM(UncutHFLM):
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         super().__init__(pretrained=pretrained, **others)
-        if not self.stock_calls:
-            extrapolate(self.model, self.method)
+        self._handle = None if self.stock_calls else extrapolate(self.model, self.method)
+
+    def switch(self, method: Method) -> None:
+        """Run another method from now on, with the weights that are loaded.
+
+        Args:
+            method: The method with its parameters.
+
+        Raises:
+            MethodError: Its parameters do not fit the model; the present method stays.
+            ModelError: It cannot run on the model; the present method stays.
+        """
+        stock_calls = isinstance(method, Origin)
+        if not stock_calls:
+            check_supported(self.config)
+            method = method.resolve(self.config)
+        if self._handle is not None:
+            self._handle.remove()
+        self.method, self.stock_calls = method, stock_calls
+        self._handle = None if stock_calls else extrapolate(self.model, method)
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.
 
