@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator
 
 from mesa_lm.errors import UsageError
-from mesa_lm.plots import COLOURS, MARKERS, save, short_names
+from mesa_lm.plots import COLOURS, MARKERS, METRIC_LABELS, save, short_names
 from mesa_lm.results import Cell, interval, length_label
 
 DEPTH = re.compile(r"(.+)_depth_([0-9.]+)")  # the metric at one depth, percent
@@ -73,6 +73,7 @@ def _depth_figure(chosen: Sequence[tuple[Cell, float]], metric: str) -> Figure:
     maps: dict[tuple[str, str], dict[tuple[int, float], Cell]] = {}
     for cell, depth in sorted(chosen, key=lambda item: (item[0].model, item[0].method != "origin", item[0].method)):
         maps.setdefault((cell.model, cell.method), {})[cell.length, depth] = cell
+    measured = METRIC_LABELS.get(metric, metric)
     columns = min(COLUMNS, len(maps))
     rows = math.ceil(len(maps) / columns)
     width = columns * max(3.2, CELL_WIDTH * len(lengths) + 0.9) + 1.0
@@ -86,10 +87,10 @@ def _depth_figure(chosen: Sequence[tuple[Cell, float]], metric: str) -> Figure:
     for axes in grid.flat[len(maps) :]:
         axes.set_axis_off()
     model = f", model {next(iter(names.values()))}" if len(names) == 1 else ""
-    figure.suptitle(f"{chosen[0][0].task}: {metric} by depth and input length{model}", fontsize=12, x=0.01, ha="left")
+    figure.suptitle(f"{chosen[0][0].task}: {measured} by depth and input length{model}", fontsize=12, x=0.01, ha="left")
     figure.supxlabel("input length (tokens); dotted: training length T", fontsize=10)
     figure.supylabel("depth (% of the text before the key)", fontsize=10)
-    figure.colorbar(image, ax=grid, label="accuracy" if metric == "acc" else metric, fraction=0.05)
+    figure.colorbar(image, ax=grid, label=measured, fraction=0.05)
     return figure
 
 

@@ -185,8 +185,8 @@ def _add_line(
     axes.fill_between(places, lows, highs, color=style.colour, alpha=0.13, linewidth=0, zorder=2)
     failed = [cell.length * factor for cell in points if cell not in bars]
     across = axes.get_xaxis_transform()
-    axes.plot(failed, [1.0] * len(failed), "x", color=style.colour, transform=across, clip_on=False, zorder=4)
     for place in failed:
+        axes.plot(place, 1.0, "x", color=style.colour, transform=across, clip_on=False, zorder=4)
         axes.text(place, 0.96, "OOM", transform=across, color=style.colour, fontsize=8, ha="center", va="top")
 
 
