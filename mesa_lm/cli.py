@@ -9,7 +9,7 @@ from dataclasses import fields
 from inspect import formatannotation, getdoc
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from rich.console import Console
@@ -74,18 +74,37 @@ def plot(
     task: Annotated[
         str | None, typer.Option(help="Task group to draw, where the results hold several.", show_default=False)
     ] = None,
+    by: Annotated[
+        Literal["length", "depth", "position"],
+        typer.Option(help="Draw against input length; depth and length (passkey_grid); position (long_ppl)."),
+    ] = "length",
+    length: Annotated[
+        int | None,
+        typer.Option(help="With --by position: the input length. Default: the longest.", show_default=False),
+    ] = None,
 ) -> None:
-    """Draw a metric against input length.
+    """Draw a metric against input length, depth or position.
 
-    One line per model and method, with 95% confidence intervals. Of several results of one model, method, task and
-    length the newest is drawn. Prints the path of the picture.
+    One line or heat map per model and method, with 95% confidence intervals. Of several results of one model, method,
+    task and length the newest is drawn. Prints the path of the picture.
     """
+    from mesa_lm import panels
     from mesa_lm.plots import draw
     from mesa_lm.results import read, select
 
-    cells = select(read(results), metric, task)
-    path = out or Path(f"{cells[0].task}_{metric}.png")
-    draw(cells, path)
+    if length is not None and by != "position":
+        raise UsageError("--length goes with --by position only")
+    found = read(results)
+    cells = select(found, "nll" if by == "position" else metric, task)
+    name = cells[0].task
+    path = out or Path(f"{name}_{metric}.png" if by == "length" else f"{name}_{by}.png")
+    same_task = [cell for cell in found if cell.task == name]
+    if by == "depth":
+        panels.draw_depths(same_task, metric, path)
+    elif by == "position":
+        panels.draw_positions(same_task, path, length)
+    else:
+        draw(cells, path, same_task)
     print(path)
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     {"patching"},
     {"demo", "model_args", "tokenizing", "task_support"},
     {"scoring", "harness", "discovery", "plugin"},
-    {"results", "plots"},
+    {"results", "plots", "panels"},
     {"samples"},
     {"compare"},
     {"leaderboard"},
