@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from mesa_lm import __version__
+from mesa_lm.bench.command import bench
 from mesa_lm.errors import MesaError
 from mesa_lm.probe.command import probe
 from mesa_lm.theory.cli import theory
@@ -83,6 +84,9 @@ def plot(
 
 
 app.command()(probe)
+
+
+app.command()(bench)
 
 
 @app.command()

@@ -20,7 +20,7 @@ LAYERS = (
     {"demo", "model_args", "tokenizing", "task_support"},
     {"scoring", "harness", "discovery", "plugin"},
     {"results", "plots"},
-    {"theory", "probe"},
+    {"theory", "probe", "bench"},
     {"cli", "__main__"},
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
