@@ -41,9 +41,25 @@ class Sum:
         self._output[:, :, rows] = torch.lerp(output, part.output.to(output.dtype), share)
         self._lse[:, :, rows] = total.log() + offset
 
+    @property
+    def lse(self) -> Tensor:
+        """(batch, num_heads, q_len) log of the sum of the exponentiated scores."""
+        return self._lse
+
     def output(self) -> Tensor:
         """Return (batch, num_heads, q_len, head_dim) in the queries' dtype."""
         return self._output.to(self._dtype)
+
+
+def merge_rounded(sums: list[Sum]) -> Tensor:
+    """Merge sums over disjoint sets of keys with weights rounded to bfloat16.
+
+    Source:
+        chunkllama_attn_replace.py of github.com/HKUNLP/ChunkLlama, which rounds in every dtype of the model.
+    """
+    weights = torch.stack([total.lse for total in sums]).softmax(0).bfloat16().float().unsqueeze(-1)
+    outputs = torch.stack([total.output() for total in sums])
+    return (weights * outputs).sum(0).to(outputs.dtype)
 
 
 def attend_band(

@@ -72,25 +72,19 @@ def dynamic_split(prompt_len: int, *, first: int, last: int, margin: int, room: 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stair:
-    """Positions of the keys that one token sees: linear nearby, one step per `width` keys beyond.
-
-    W(d) = d for d <= near, else near + (d - near) / width, rounded up (the paper) or down (the released code).
+class Weave:
+    """Positions of the keys that one token sees: linear nearby, closer together beyond.
 
     Attributes:
-        last: Index of the token that follows the stair exactly.
+        last: Index of the token whose distances follow the weave exactly.
         near: Largest distance that stays linear, in tokens.
-        width: Keys per step.
-        ceil: Round an incomplete step up, as the paper does; else down.
 
     Source:
-        Stair PE, arXiv 2410.15859, section 4; methods/mesa_extrapolation.py of the released code for `ceil=False`.
+        Weave PE, arXiv 2410.15859, section 4, with key j at position last - W(last - j).
     """
 
     last: int
     near: int
-    width: int
-    ceil: bool
 
     @property
     def anchor(self) -> int:
@@ -104,15 +98,83 @@ class Stair:
             index: Integer tensor of any shape.
 
         Returns:
-            Integer tensor of the same shape.
+            Tensor of the same shape.
         """
+        raise NotImplementedError
+
+    def same_positions(self, other: Weave | None) -> bool:
+        """Tell whether another weave gives every index the same position."""
+        return self == other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stair(Weave):
+    """One step per `width` keys beyond `near`.
+
+    W(d) = d for d <= near, else near + (d - near) / width, rounded up (the paper) or down (the released code).
+
+    Attributes:
+        width: Keys per step.
+        ceil: Round an incomplete step up, as the paper does; else down.
+
+    Source:
+        Stair PE, arXiv 2410.15859, section 4; methods/mesa_extrapolation.py of the released code for `ceil=False`.
+    """
+
+    width: int
+    ceil: bool
+
+    def position(self, index: Tensor) -> Tensor:
+        """See `Weave.position`; integers."""
         beyond = (self.anchor - index).clamp(min=0)
         steps = (beyond + (self.width - 1 if self.ceil else 0)) // self.width
         return index.clamp(min=self.anchor) - steps
 
-    def same_positions(self, other: Stair | None) -> bool:
-        """Tell whether another stair gives every index the same position."""
-        return other is not None and (self.anchor, self.width, self.ceil) == (other.anchor, other.width, other.ceil)
+    def same_positions(self, other: Weave | None) -> bool:
+        """See `Weave.same_positions`: the steps count from the anchor."""
+        return isinstance(other, Stair) and (
+            (self.anchor, self.width, self.ceil) == (other.anchor, other.width, other.ceil)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clamped(Weave):
+    """ReRoPE: W(d) = min(d, near)."""
+
+    def position(self, index: Tensor) -> Tensor:
+        """See `Weave.position`; integers."""
+        return index.clamp(min=self.anchor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaky(Weave):
+    """Leaky-ReRoPE: W(d) = near + (d - near) / factor beyond `near`.
+
+    Attributes:
+        factor: At least 1.
+    """
+
+    factor: float
+
+    def position(self, index: Tensor) -> Tensor:
+        """See `Weave.position`; fractions."""
+        return index.clamp(min=self.anchor) - (self.anchor - index).clamp(min=0) / self.factor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouped(Weave):
+    """Self-Extend: t//G - j//G + near - near//G beyond `near`, for the query t = last.
+
+    Attributes:
+        group: Tokens G that share a position.
+    """
+
+    group: int
+
+    def position(self, index: Tensor) -> Tensor:
+        """See `Weave.position`; integers."""
+        nearest = self.anchor - self.last // self.group + self.near // self.group
+        return index.where(index >= self.anchor, nearest + index // self.group)
 
 
 class Extent(NamedTuple):

@@ -21,6 +21,7 @@ class Pairs(NamedTuple):
     distance: Tensor  # (n, n)
     scale: Tensor  # (n,) or (n, n)
     frequency: Tensor | None = None  # (n, head_dim / 2) rotary frequencies per query; None: the model's
+    own_keys: bool = False  # key j is rotated by its own row of `frequency`, at position j, not by its query's
 
 
 def stair(distance: int, near: int, width: int) -> int:
@@ -67,6 +68,7 @@ def mesa_pairs(
     E: int | None = None,
     log_n: bool = True,
     reserve: int = 0,
+    weave: str = "stair",
 ) -> Pairs:
     """Mesa-Extrapolation of a prompt, then decoded token by token up to `total` tokens."""
     visible = torch.zeros(total, total, dtype=torch.bool)
@@ -74,12 +76,22 @@ def mesa_pairs(
     scale = torch.ones(total, dtype=torch.float64)
     woven_at, near = None, N
 
-    def position(j: int) -> int:
+    def position(j: int) -> float:
         """Position of key j since the last weaving."""
         if woven_at is None or j > woven_at:
             return j
+        d = woven_at - j
+        if d <= near:
+            return j
+        if weave == "rerope":
+            return woven_at - near
+        if weave == "leaky_rerope":
+            slope = 1 / E if E else min(1.0, (T - 1 - R - near) / (woven_at - near))
+            return woven_at - (near + (d - near) * slope)
         width = E or auto_width(woven_at + 1, near, T=T, R=R)
-        return woven_at - stair(woven_at - j, near, width)
+        if weave == "self_extend":
+            return woven_at - (woven_at // width - j // width + near - near // width)
+        return woven_at - stair(d, near, width)
 
     last_start = 0
     if prompt > T:
@@ -167,6 +179,25 @@ def streaming_pairs(prompt: int, total: int, *, S: int, R: int) -> Pairs:
     return dense_pairs(total, rule, lambda t: 1.0)
 
 
+def streaming_turns_pairs(turns: list[int], *, S: int, R: int, M: int) -> Pairs:
+    """Turns of so many tokens (one: a decoded token, which evicts nothing); slots of the cache are positions."""
+    total = sum(turns)
+    visible = torch.zeros(total, total, dtype=torch.bool)
+    distance = torch.zeros(total, total, dtype=torch.float64)
+    kept: list[int] = []
+    for turn in turns:
+        if turn > 1 and kept and len(kept) + turn + M > S + R:
+            recent = max(0, R - turn - M)
+            kept = kept[:S] + kept[len(kept) - recent :]
+        first = sum(turns) - total
+        for t in range(first, first + turn):
+            kept.append(t)
+            for slot, j in enumerate(kept):
+                visible[t, j], distance[t, j] = True, len(kept) - 1 - slot
+        total -= turn
+    return Pairs(visible, distance, torch.ones(sum(turns), dtype=torch.float64))
+
+
 def dual_chunk_pairs(prompt: int, total: int, *, T: int, C: int, w: int, mscale: bool) -> Pairs:
     """Positions within chunks of C - w tokens; query positions of at most C towards earlier chunks."""
     L = C - w
@@ -195,6 +226,39 @@ def scaled_rope_pairs(
         own = base * stretch(prompt if t < prompt else t + 1) ** (head_dim / (head_dim - 2))
         rows.append(own**-power / divide)
     return pairs._replace(frequency=torch.stack(rows))
+
+
+def yarn_pairs(
+    prompt: int,
+    total: int,
+    *,
+    T: int,
+    head_dim: int,
+    base: float,
+    factor: float,
+    fast: float,
+    slow: float,
+    attention_factor: float | None,
+    truncate: bool,
+) -> Pairs:
+    """YaRN, arXiv 2309.00071, section 3: interpolate by parts, and scores times A^2, A = 0.1 ln(factor) + 1."""
+
+    def component(turns: float) -> float:
+        """The component that makes so many turns within T."""
+        return head_dim * math.log(T / (2 * math.pi * turns)) / (2 * math.log(base))
+
+    low, high = component(fast), component(slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    frequency = []
+    for m in range(head_dim // 2):
+        ramp = min(1.0, max(0.0, (m - low) / ((high - low) or 0.001)))
+        plain = base ** (-2 * m / head_dim)
+        frequency.append(plain * (1 - ramp) + plain / factor * ramp)
+    A = attention_factor if attention_factor is not None else 0.1 * math.log(factor) + 1
+    pairs = dense_pairs(total, lambda t, j: t - j, lambda t: A**2)
+    return pairs._replace(frequency=torch.tensor(frequency, dtype=torch.float64).expand(total, -1))
 
 
 def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
@@ -240,7 +304,10 @@ def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
             v = value[:, head * kv_heads // heads]
             for t in range(n):
                 own = frequency if pairs.frequency is None else pairs.frequency[t]
-                turn = torch.polar(torch.ones(n, len(own)).double(), pairs.distance[t][:, None] * own)
+                angle = pairs.distance[t][:, None] * own
+                if pairs.own_keys:
+                    angle = t * own - torch.arange(n)[:, None] * pairs.frequency
+                turn = torch.polar(torch.ones(n, len(own)).double(), angle)
                 score = (q[t] * k.conj() * turn).real.sum(-1) / math.sqrt(head_dim) * pairs.scale[t]
                 outputs[t, head] = score.masked_fill(~pairs.visible[t], -torch.inf).softmax(-1) @ v
         hidden = hidden + linear(outputs.flatten(1), name + "self_attn.o_proj")

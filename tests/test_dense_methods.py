@@ -41,11 +41,22 @@ METHODS = {
     ),
     "linear": st.fixed_dictionaries({"factor": st.floats(1, 9)}),
     "ntk": st.fixed_dictionaries({"factor": st.floats(1, 9)}),
-    "dynamic_ntk": st.fixed_dictionaries({"factor": st.floats(1, 9)}),
+    "dynamic_ntk": st.fixed_dictionaries(
+        {"factor": st.floats(1, 9), "cached_keys": st.sampled_from(("current", "stale"))}
+    ),
+    "yarn": st.fixed_dictionaries(
+        {
+            "factor": st.floats(1, 9),
+            "beta_fast": st.floats(2, 40),
+            "beta_slow": st.floats(0.1, 2),
+            "attention_factor": st.none() | st.floats(0.5, 2),
+            "truncate": booleans,
+        }
+    ),
 }
 DRAWN = st.sampled_from(sorted(METHODS)).flatmap(lambda name: st.tuples(st.just(name), METHODS[name]))
 # Lengths that matter to nothing in particular, and to all: beyond every window.
-DEFAULTS = sorted((set(mesa_lm.methods()) | {"yarn"}) - {"origin", "mesa"})
+DEFAULTS = sorted(set(mesa_lm.methods()) - {"origin", "mesa"})
 
 
 def pairs(name, options, prompt, total):
@@ -80,9 +91,14 @@ def pairs(name, options, prompt, total):
             return oracles.scaled_rope_pairs(prompt, total, **rope, stretch=lambda length: options["factor"])
         case "dynamic_ntk":
             factor = options["factor"]
-            return oracles.scaled_rope_pairs(
+            scaled = oracles.scaled_rope_pairs(
                 prompt, total, **rope, stretch=lambda length: max(1.0, factor * length / T - (factor - 1))
             )
+            return scaled._replace(own_keys=options["cached_keys"] == "stale")
+        case "yarn":
+            named = {"fast": options["beta_fast"], "slow": options["beta_slow"]}
+            same = {name: options[name] for name in ("factor", "attention_factor", "truncate")}
+            return oracles.yarn_pairs(prompt, total, **rope, T=T, **named, **same)
 
 
 @settings(max_examples=120)
@@ -131,6 +147,28 @@ def test_a_prompt_may_come_in_pieces(drawn, pieces):
             logits.append(output.logits)
             cache = output.past_key_values
     torch.testing.assert_close(torch.cat(logits, dim=1), whole, atol=TOLERANCE, rtol=0)
+
+
+@settings(max_examples=30)
+@given(
+    turns=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    sinks=st.integers(0, 5),
+    recent=st.integers(0, 45),
+    answer=st.integers(0, 9),
+)
+def test_eviction_between_turns_equals_the_oracle(turns, sinks, recent, answer):
+    model = tiny_model()
+    ids = random_ids(sum(turns))
+    sizes = {"start_size": sinks, "recent_size": recent, "max_gen_len": answer}
+    logits, cache = [], None
+    with torch.no_grad(), mesa_lm.extrapolate(model, "streaming_llm", evict="every_turn", **sizes):
+        for piece in ids.split(turns):
+            output = model(piece[None], past_key_values=cache, use_cache=True)
+            logits.append(output.logits[0])
+            cache = output.past_key_values
+    pairs = oracles.streaming_turns_pairs(turns, S=sinks, R=recent, M=answer)
+    expected = oracles.dense_logits(model, ids, pairs)
+    torch.testing.assert_close(torch.cat(logits).double(), expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("pass_tokens", [37, 8192])

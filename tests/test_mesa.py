@@ -32,6 +32,7 @@ def oracle(model, ids, prompt, method):
         E=None if bound.extrapolated_width == "auto" else bound.extrapolated_width,
         log_n=bound.log_n,
         reserve=bound.reserve,
+        weave=bound.weave,
     )
     return dense_logits(model, ids, pairs)
 
@@ -41,13 +42,15 @@ def methods(draw):
     """Parameters that fit T = 41."""
     first = draw(st.integers(1, 12))
     last = draw(st.integers(1, 14))
+    weave = draw(st.sampled_from(("stair", "stair", "rerope", "leaky_rerope", "self_extend")))
     return mesa_lm.Mesa(
+        weave=weave,
         first_chunk=first,
         last_chunk=last,
         chunk_width=draw(st.none() | st.integers(1, T - first)),
         split_margin=draw(st.integers(1, 9)),
         extrapolated_position=draw(st.integers(0, 14)),
-        extrapolated_width=draw(st.integers(1, 60)),
+        extrapolated_width="auto" if weave == "rerope" else draw(st.just("auto") | st.integers(1, 60)),
         reweave_every=draw(st.integers(1, 9)),
         reserve=draw(st.sampled_from((0, 0, 7))),
         log_n=draw(st.booleans()),
@@ -56,6 +59,8 @@ def methods(draw):
 
 @settings(max_examples=40)
 @given(method=methods(), prompt=st.integers(1, 130), new=st.integers(0, 7), kv_heads=st.sampled_from((1, 2, 4)))
+@example(method=mesa_lm.Mesa(weave="leaky_rerope"), prompt=129, new=7, kv_heads=2)
+@example(method=mesa_lm.Mesa(weave="self_extend"), prompt=129, new=7, kv_heads=2)
 @example(method=mesa_lm.Mesa(), prompt=T, new=7, kv_heads=2)
 @example(method=mesa_lm.Mesa(), prompt=T + 1, new=1, kv_heads=2)
 @example(method=mesa_lm.Mesa(), prompt=129, new=7, kv_heads=2)

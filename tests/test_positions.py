@@ -69,7 +69,7 @@ def test_layout_covers_the_prompt(prompt, length, width):
 def test_auto_width_keeps_positions_inside_the_training_length(prompt, length):
     method = mesa_lm.Mesa().resolve(Config(length))
     last = prompt - method.layout(prompt).last_start
-    woven = method.weave(prompt, last, prompt, None)
+    woven = method.next_weave(prompt, last, prompt, None)
     farthest = prompt - 1 + method.reweave_every - int(woven.position(torch.tensor(0)))
     assert farthest <= length - 1
     if woven.width > 50:
@@ -82,7 +82,7 @@ def test_published_constants_from_2048_on():
         method = mesa_lm.Mesa().resolve(Config(length))
         assert (method.first_chunk, method.last_chunk, method.split_margin) == (100, 512, 200)
         assert (method.extrapolated_position, method.reweave_every, method.extrapolated_width) == (512, 512, "auto")
-    assert mesa_lm.Mesa().resolve(Config(2048)).weave(16384, 600, 16384, None).width == 50
+    assert mesa_lm.Mesa().resolve(Config(2048)).next_weave(16384, 600, 16384, None).width == 50
     small = mesa_lm.Mesa().resolve(Config(512))
     assert (small.first_chunk, small.last_chunk, small.split_margin) == (25, 128, 51)
     assert (small.extrapolated_position, small.reweave_every) == (204, 128)

@@ -12,7 +12,7 @@ from mesa_lm.errors import MethodError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mesa_lm.positions import Band, Extent, Layout, Stair
+    from mesa_lm.positions import Band, Extent, Layout, Weave
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Method:
         """Return how a prompt is cut into chunks, None for one dense pass."""
         return None
 
-    def weave(self, kv_len: int, new: int, prompt_len: int, current: Stair | None) -> Stair | None:
+    def next_weave(self, kv_len: int, new: int, prompt_len: int, current: Weave | None) -> Weave | None:
         """Return the key positions to use for a pass that appends tokens to a row.
 
         Args:
@@ -68,6 +68,20 @@ class Method:
             The positions to move them to; None is linear.
         """
         return None
+
+    def evicted(self, cached: int, new: int) -> range:
+        """Return the cached tokens of a row that are dropped before a pass appends new ones; the others close up.
+
+        Args:
+            cached: Tokens in the cache.
+            new: Number of new tokens.
+        """
+        return range(0)
+
+    @property
+    def rounds_merge(self) -> bool:
+        """Whether a prompt's bands are merged with weights rounded to bfloat16, as a published code has it."""
+        return False
 
     @property
     def longest_append(self) -> int | None:
@@ -96,7 +110,7 @@ class Method:
             extent: Of the input that they belong to.
 
         Returns:
-            The bands; None where every query sees all keys before it, at the positions given by `weave`.
+            The bands; None where every query sees all keys before it, at the positions given by `next_weave`.
         """
         return None
 
@@ -158,15 +172,13 @@ def train_length_of(config: Any) -> int:
         MethodError: The config names no length.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    for value in (
-        rope.get("original_max_position_embeddings"),
-        getattr(config, "original_max_position_embeddings", None),
-        getattr(config, "max_position_embeddings", None),
-    ):
+    rope = rope.get("full_attention") or rope  # some models have one set for each kind of layer
+    named = ("original_max_position_embeddings", "max_position_embeddings", "max_seq_len", "seq_length")
+    for value in (rope.get(named[0]), *(getattr(config, name, None) for name in named)):
         if value:
             return int(value)
     raise MethodError(
-        f"the config of model type {getattr(config, 'model_type', '?')!r} names no max_position_embeddings; "
+        f"the config of model type {getattr(config, 'model_type', '?')!r} names none of {', '.join(named)}; "
         "give train_length="
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mesa_lm.errors import MethodError
 from mesa_lm.methods.base import (
@@ -37,11 +37,17 @@ class DualChunk(Method):
     local_window: int | None = parameter(None, "distances w that stay true across chunks; None: T/8")
     mscale: bool = parameter(False, "scale queries and keys by 1 + 0.05 ln(n / T) for n > T tokens, as the code does")
 
+    merge: Literal["exact", "bfloat16"] = parameter(
+        "exact", "weights with which a prompt's three parts are merged; the code rounds them to bfloat16"
+    )
+
     def __post_init__(self) -> None:
         require_int(self, "train_length", 1, optional=True)
         require_int(self, "chunk_size", 2, optional=True)
         require_int(self, "local_window", 1, optional=True)
         require_bool(self, "mscale")
+        if self.merge not in ("exact", "bfloat16"):
+            raise MethodError(f"{self.name}: merge must be 'exact' or 'bfloat16', found {self.merge!r}")
 
     def resolve(self, config: Any) -> Self:
         """Fill in T, chunk and window; see `Method.resolve`."""
@@ -52,6 +58,11 @@ class DualChunk(Method):
             raise MethodError(f"{self.name}: local_window must be below chunk_size={chunk}, found {window}")
         warn_if_beyond(self, f"chunk_size={chunk}", chunk + 1, train_length)
         return replace(self, train_length=train_length, chunk_size=chunk, local_window=window)
+
+    @property
+    def rounds_merge(self) -> bool:
+        """See `Method.rounds_merge`."""
+        return self.merge == "bfloat16"
 
     @property
     def _chunk_len(self) -> int:

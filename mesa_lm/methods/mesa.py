@@ -15,7 +15,7 @@ from mesa_lm.methods.base import (
     require_int,
     train_length_of,
 )
-from mesa_lm.positions import Extent, Layout, Stair, dynamic_split
+from mesa_lm.positions import Clamped, Extent, Grouped, Layout, Leaky, Stair, Weave, dynamic_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PUBLISHED_WIDTH = 50
 # The released code computes no chunk width for prompts that fit and keeps this initial one.
 RELEASED_INITIAL_WIDTH = 1800
+WEAVES = ("stair", "rerope", "leaky_rerope", "self_extend")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,9 @@ class Mesa(Method):
     reweave_every: int | None = parameter(
         None, "decoded tokens between two computations of the key positions; None: last_chunk; not in variant released"
     )
+    weave: Literal["stair", "rerope", "leaky_rerope", "self_extend"] = parameter(
+        "stair", "key positions beyond N in the last chunk and in decoding; not in variant released"
+    )
     variant: Literal["paper", "released"] = parameter("paper", "the paper's definition or the authors' code")
     first_chunk_cache: int | None = parameter(
         None, "tokens that the released code keeps free beside the first chunk; None: first_chunk; only released"
@@ -71,6 +75,14 @@ class Mesa(Method):
         require_bool(self, "log_n")
         if self.variant not in ("paper", "released"):
             raise MethodError(f"mesa: variant must be 'paper' or 'released', found {self.variant!r}")
+        if self.weave not in WEAVES:
+            raise MethodError(f"mesa: weave must be one of {', '.join(WEAVES)}, found {self.weave!r}")
+        if self._released and self.weave != "stair":
+            raise MethodError(f"mesa: weave must be 'stair' in variant 'released', found {self.weave!r}")
+        if self.weave == "rerope" and self.extrapolated_width != "auto":
+            raise MethodError(
+                f"mesa: weave 'rerope' has no extrapolated_width, found {self.extrapolated_width!r}; leave it out"
+            )
         foreign = ("extrapolated_position", "reweave_every") if self._released else ("first_chunk_cache",)
         for name in foreign:
             if getattr(self, name) is not None:
@@ -161,8 +173,8 @@ class Mesa(Method):
         narrow = left_over if self.extrapolated_width == "auto" and self._room(near) < 1 else 0
         return Layout(first=first, width=width, middle=middle, narrow=narrow)
 
-    def weave(self, kv_len: int, new: int, prompt_len: int, current: Stair | None) -> Stair | None:
-        """See `Method.weave`: once beyond T, then again after every `reweave_every` decoded tokens."""
+    def next_weave(self, kv_len: int, new: int, prompt_len: int, current: Weave | None) -> Weave | None:
+        """See `Method.next_weave`: once beyond T, then again after every `reweave_every` decoded tokens."""
         length = bound_int(self, "train_length")
         if self._released:
             if kv_len <= length:
@@ -175,7 +187,17 @@ class Mesa(Method):
         if current is not None and kv_len - 1 - current.last < bound_int(self, "reweave_every"):
             return current
         near = max(bound_int(self, "extrapolated_position") if current is None else current.near, new)
-        return Stair(last=kv_len - 1, near=near, width=self._width(kv_len, near), ceil=True)
+        return self._weave(kv_len - 1, near)
+
+    def _weave(self, last: int, near: int) -> Weave:
+        """Return where the keys stand for the token at index `last`; see the table of weaves in the paper."""
+        if self.weave == "rerope":
+            return Clamped(last=last, near=near)
+        if self.weave == "leaky_rerope":
+            return Leaky(last=last, near=near, factor=self._factor(last, near))
+        if self.weave == "self_extend":
+            return Grouped(last=last, near=near, group=self._width(last, near))
+        return Stair(last=last, near=near, width=self._width(last, near), ceil=True)
 
     @property
     def longest_append(self) -> int | None:
@@ -213,14 +235,23 @@ class Mesa(Method):
         width, _ = dynamic_split(total, first=first, last=last, margin=bound_int(self, "split_margin"), room=room)
         return width
 
-    def _width(self, kv_len: int, near: int) -> int:
+    def _width(self, last: int, near: int) -> int:
         """The given extrapolated width, or 50, or the smallest that keeps positions and drift inside T."""
         if self.extrapolated_width != "auto":
             return self.extrapolated_width
+        return max(PUBLISHED_WIDTH, -(-(last - near) // self._checked_room(near)))
+
+    def _factor(self, last: int, near: int) -> float:
+        """Leaky-ReRoPE's k: the given width, or (I - N) / (T - N) of the paper, less the room for decoded tokens."""
+        if self.extrapolated_width != "auto":
+            return self.extrapolated_width
+        return max(1.0, (last - near) / self._checked_room(near))
+
+    def _checked_room(self, near: int) -> int:
         room = self._room(near)
         if room < 1:
             raise MethodError(self._no_room(near))
-        return max(PUBLISHED_WIDTH, -(-(kv_len - 1 - near) // room))
+        return room
 
     def _room(self, near: int) -> int:
         """Steps beyond `near` that stay inside T while up to `reweave_every` tokens are decoded."""
