@@ -25,11 +25,9 @@ from mesa_lm.engine import Scoring
 from mesa_lm.errors import MethodError, ModelError
 from mesa_lm.families import check_supported, family_of, layer_windows
 from mesa_lm.forward import Forward
-from mesa_lm.layers import Layers
 from mesa_lm.methods import Method, Origin, make_method, train_length_of
 from mesa_lm.own_calls import OWN_CALLS
 from mesa_lm.passes import Pass
-from mesa_lm.rotary import Rotary
 from mesa_lm.static_scaling import StaticScaling
 from mesa_lm.structure import attention_modules, layers_of, rotary_modules
 

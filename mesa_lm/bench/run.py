@@ -14,8 +14,8 @@ from mesa_lm.bench.memory import Memory, Request, cpu_memory, cuda_memory, relea
 from mesa_lm.bench.models import load_config, load_model
 from mesa_lm.bench.timing import STOCK, method_named, random_prompts, run_once
 from mesa_lm.errors import UsageError
+from mesa_lm.families import check_supported
 from mesa_lm.methods import Method, Origin
-from mesa_lm.patching import check_supported
 from mesa_lm.results import length_label
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -112,7 +112,7 @@ def run(plan: Plan, progress: Callable[[str], None]) -> list[Cell]:
     named = [(method_named(name, options), options) for name, options in plan.methods]
     for method, _ in named:
         if method is not None and not isinstance(method, Origin):
-            check_supported(config)
+            check_supported(config, method)
     methods = [(None if method is None else method.resolve(config), options) for method, options in named]
     _check_device(plan)
     torch.set_num_threads(plan.threads)
