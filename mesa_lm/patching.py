@@ -18,13 +18,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mesa_lm.engine import Scoring
 from mesa_lm.errors import MethodError, ModelError
-from mesa_lm.families import check_supported, family_of, layer_windows
+from mesa_lm.families import FAMILIES, check_supported, family_of, layer_windows
 from mesa_lm.forward import Forward
+from mesa_lm.growing import let_grow
 from mesa_lm.methods import Method, Origin, make_method, train_length_of
 from mesa_lm.own_calls import OWN_CALLS
 from mesa_lm.passes import Pass
@@ -95,7 +96,10 @@ class Handle:
             raise ModelError(f"method {other.method.name!r} is attached to this model already; remove it first")
         self.model._mesa_handle = self  # type: ignore[assignment]
         self._attached = True
+        self._original = self.model.forward
+        self._previous = self.model.__dict__.get("forward")
         if isinstance(self.method, Origin):
+            self._replace_forward(self._stock_forward)
             return
         self._attention_modules = attention_modules(self.model)
         self._layers = layers_of(self.model, _train_length(self.method, self.model.config))
@@ -107,15 +111,16 @@ class Handle:
             )
         if self.method.static_rope:
             self._scaling = StaticScaling(self.model, self._layers, self.method, self._attention_modules)
+            self._replace_forward(self._stock_forward)
             return
-        original = self.model.forward
-        self._previous = self.model.__dict__.get("forward")
-        self._original = original
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
 
-        @functools.wraps(original)
+        self._replace_forward(self._forward)
+
+    def _replace_forward(self, own: Callable[..., Any]) -> None:
+        @functools.wraps(self._original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._forward(*args, **kwargs)
+            return own(*args, **kwargs)
 
         self.model.forward = forward
 
@@ -125,19 +130,26 @@ class Handle:
             return
         self._attached = False
         del self.model._mesa_handle
-        if isinstance(self.method, Origin):
-            return
+        _restore(self.model, self._previous)
         if self.method.static_rope:
             self._scaling.remove()
-        else:
-            _restore(self.model, self._previous)
+
+    def _stock_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model's own forward with a cache that grows in place; where it has gradients, as it is."""
+        if not torch.is_grad_enabled() and len(args) <= 1:  # a cache is hardly ever given by position
+            use_cache = kwargs.get("use_cache")
+            use_cache = getattr(self.model.config, "use_cache", False) if use_cache is None else use_cache
+            if use_cache and kwargs.get("past_key_values") is None and self.model.config.model_type in FAMILIES:
+                kwargs["past_key_values"] = DynamicCache(config=self.model.config)  # as these models do themselves
+            let_grow(kwargs.get("past_key_values"))
+        return self._original(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(type(self.model).forward).bind(self.model, *args, **kwargs).arguments
         call = {**bound.pop("kwargs", {}), **bound}
         forward = Forward(self.method, self._layers, self._run_pass, **_inputs(call, self.model))
         if forward.is_untouched():
-            return self._original(*args, **kwargs)
+            return self._stock_forward(*args, **kwargs)
         self._refuse(call, forward.longest)
         try:
             with torch.no_grad(), self._own_attention():

@@ -13,7 +13,7 @@ LAYERS = (
     {"errors", "positions"},
     {"methods"},
     {"rotary", "engine"},
-    {"cache", "bands"},
+    {"cache", "growing", "bands"},
     {"prefill", "banded"},
     {"forward"},
     {"patching"},
