@@ -16,6 +16,7 @@ from mesa_lm.errors import MethodError, ModelError, UsageError
 from mesa_lm.methods import Origin, train_length_of
 from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
 from mesa_lm.patching import check_supported, extrapolate
+from mesa_lm.reuse import check_store, free_bytes
 from mesa_lm.scoring import UncutHFLM
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
@@ -39,12 +40,16 @@ class MesaHFLM(UncutHFLM):
     * An answer cache (`--use_cache`) of another model or method is refused instead of served.
     """
 
-    def __init__(self, pretrained: Any = None, method: str = "mesa", **kwargs: Any) -> None:
+    def __init__(
+        self, pretrained: Any = None, method: str = "mesa", chunk_store_gib: float | None = None, **kwargs: Any
+    ) -> None:
         """Load a model and attach a method to it.
 
         Args:
             pretrained: As for `hf`: a folder, a name on the Hugging Face hub or a model; None: the demo model.
             method: The name of the method, one of `mesa_lm.methods()`.
+            chunk_store_gib: Memory for middle chunks that requests share, in GiB, 0 for none; None: up to an eighth
+                of what is free.
             **kwargs: The method's parameters, and everything that `hf` accepts.
 
         Raises:
@@ -53,6 +58,7 @@ class MesaHFLM(UncutHFLM):
         """
         self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
         self.stock_calls = isinstance(self.method, Origin)
+        check_store(chunk_store_gib)
         if pretrained is None:
             logger.info("No pretrained= given: running the demo model that ships with mesa-lm")
             pretrained = str(MODEL_PATH)
@@ -63,8 +69,9 @@ class MesaHFLM(UncutHFLM):
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         super().__init__(pretrained=pretrained, **others)
-        if not self.stock_calls:
-            extrapolate(self.model, self.method)
+        handle = extrapolate(self.model, self.method)
+        given = None if chunk_store_gib is None else int(chunk_store_gib * 2**30)
+        handle.reuse_chunks(free_bytes(self.model.device) // 8 if given is None else given)
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.
 

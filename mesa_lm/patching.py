@@ -29,6 +29,7 @@ from mesa_lm.growing import let_grow
 from mesa_lm.methods import Method, Origin, make_method, train_length_of
 from mesa_lm.own_calls import OWN_CALLS
 from mesa_lm.passes import Pass
+from mesa_lm.reuse import ChunkStore
 from mesa_lm.static_scaling import StaticScaling
 from mesa_lm.structure import attention_modules, layers_of, rotary_modules
 
@@ -72,12 +73,25 @@ class Handle:
         method: The method, bound to the model: every parameter is concrete.
         columns: (rows, len) input columns of the tokens in the pass that runs, for whoever hooks into the model's
             layers; None while the untouched model runs.
+        store: Middle chunks that prompts may share, see `reuse_chunks`; None: none.
     """
 
     def __init__(self, model: PreTrainedModel, method: Method) -> None:
         self.model, self.method = model, method
         self._attached = False
         self.columns: Tensor | None = None
+        self.store: ChunkStore | None = None
+
+    def reuse_chunks(self, budget_bytes: int) -> None:
+        """Keep keys and values of middle chunks for later prompts with the same first chunk and the same chunk.
+
+        Such prompts differ behind a shared document, or are a document at growing lengths with a given `chunk_width`;
+        only methods that cut prompts into chunks have any. Call it again after a change of the model's weights.
+
+        Args:
+            budget_bytes: Most memory for them; 0 keeps none.
+        """
+        self.store = ChunkStore(budget_bytes) if budget_bytes else None
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +161,7 @@ class Handle:
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(type(self.model).forward).bind(self.model, *args, **kwargs).arguments
         call = {**bound.pop("kwargs", {}), **bound}
-        forward = Forward(self.method, self._layers, self._run_pass, **_inputs(call, self.model))
+        forward = Forward(self.method, self._layers, self._run_pass, store=self.store, **_inputs(call, self.model))
         if forward.is_untouched():
             return self._stock_forward(*args, **kwargs)
         self._refuse(call, forward.longest)
