@@ -1,6 +1,6 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: run test check lint types demo-model wheel hook-cost
+.PHONY: run test check lint types demo-model comparison wheel hook-cost
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -25,6 +25,17 @@ types: .venv/installed-dev
 
 demo-model: .venv/installed
 	$(BIN)/python -m pipelines.demo_model mesa_lm/demo/model
+
+# Every method, and Mesa with every weave, on the demo model: the tables of docs/comparison.md.
+COMPARED := $$($(BIN)/python -c 'import mesa_lm; print(*mesa_lm.methods())') \
+	mesa,weave=rerope mesa,weave=leaky_rerope mesa,weave=self_extend
+comparison: .venv/installed
+	for method in $(COMPARED); do \
+		$(BIN)/lm_eval --model mesa-hf --model_args method=$$method --tasks passkey_long \
+			--metadata '{"num_samples": 100}' --log_samples --output_path results/comparison || exit; \
+		$(BIN)/lm_eval --model mesa-hf --model_args method=$$method --tasks long_ppl \
+			--output_path results/comparison || exit; \
+	done
 
 wheel: .venv/pyvenv.cfg
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

@@ -167,6 +167,10 @@ class WovenCache(Cache):
 
     # What transformers asks of a cache in generation.
 
+    def __len__(self) -> int:
+        """Return the number of layers held; some models ask whether there are any."""
+        return len(self.keys)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the padded input columns consumed so far."""
         return self.columns

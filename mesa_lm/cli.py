@@ -92,13 +92,22 @@ app.command()(bench)
 @app.command()
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="List which model families each method runs on, as Markdown.")
+    ] = False,
 ) -> None:
     """List the methods with their parameters.
 
-    Every method with its source, and every parameter with its default and meaning.
+    Every method with its source, and every parameter with its default and meaning. With --families, a table of model
+    families and methods instead, and why a cell is refused.
     """
     from mesa_lm.methods import methods as known_methods
 
+    if families:
+        from mesa_lm.families import markdown, table
+
+        print(json.dumps([row._asdict() for row in table()], indent=2) if as_json else markdown(table()))
+        return
     described = {name: _describe(method) for name, method in known_methods().items()}
     if as_json:
         print(json.dumps(described, indent=2))

@@ -46,9 +46,7 @@ FAMILIES: dict[str, Family] = {
         attention=("Qwen3MoeAttention",), folder="qwen3_moe", windows="all layers", about="query and key norms, experts"
     ),
     "gemma": Family(attention=("GemmaAttention",), folder="gemma"),
-    "gemma2": Family(
-        attention=("Gemma2Attention",), folder="gemma2", windows="by layer", about="soft-capped scores"
-    ),
+    "gemma2": Family(attention=("Gemma2Attention",), folder="gemma2", windows="by layer", about="soft-capped scores"),
     "gemma3_text": Family(
         attention=("Gemma3Attention",), folder="gemma3", windows="by layer", about="two sets of frequencies"
     ),
@@ -88,7 +86,7 @@ FAMILIES: dict[str, Family] = {
         folder="falcon",
         position="falcon",
         own_call=True,
-        about="rotary or ALiBi, as `alibi` in the config says",
+        about="`alibi` in the config chooses the positions",
     ),
     "mpt": Family(attention=("MptAttention",), folder="mpt", position="alibi", own_call=True),
     "bloom": Family(attention=("BloomAttention",), folder="bloom", position="alibi", own_call=True),
@@ -173,10 +171,14 @@ def layer_windows(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in config.layer_types]
 
 
-def refusal(method: type[Method], alibi: bool) -> str | None:
-    """Return why a method is refused on models with (or without) ALiBi, None where it is supported."""
-    if alibi and method.rope_parameters is not Method.rope_parameters:
+def refusal(method: type[Method], family: Family, alibi: bool) -> str | None:
+    """Return why a method is refused on models of a family with (or without) ALiBi, None where it is supported."""
+    if method.rope_parameters is Method.rope_parameters:
+        return None
+    if alibi:
         return "it scales rotary frequencies, and ALiBi has none"
+    if family.plain_full_layers:
+        return "it scales rotary frequencies, and the layers that see everything have none"
     return None
 
 
@@ -203,17 +205,26 @@ def check_supported(config: Any, method: Method | None = None) -> None:
         stale = getattr(method, "cached_keys", None) == "stale"
         if stale and rope_type in ("dynamic", "longrope"):
             raise ModelError(
-                f"method 'dynamic_ntk' with cached_keys=stale is not supported on rope_type {rope_type!r}, where cached "
-                "keys follow the input's length; leave cached_keys out"
+                f"method 'dynamic_ntk' with cached_keys=stale is not supported on rope_type {rope_type!r}, where "
+                "cached keys follow the input's length; leave cached_keys out"
             )
+    if config.model_type == "falcon" and config.alibi and config._attn_implementation == "eager":
+        raise ModelError(
+            "model type 'falcon' with alibi and attn_implementation='eager' is not supported: transformers adds the "
+            "bias twice there; load it with attn_implementation='sdpa'"
+        )
     if getattr(config, "use_bidirectional_attention", None):
         raise ModelError(f"model type {config.model_type!r} with use_bidirectional_attention is not supported")
     layer_windows(config)
-    reason = None if method is None else refusal(type(method), uses_alibi(config))
-    if method is not None and reason is not None:
+    if method is None:
+        return
+    family, alibi = family_of(config), uses_alibi(config)
+    reason = refusal(type(method), family, alibi)
+    if reason is not None:
+        allowed = [name for name, other in methods().items() if refusal(other, family, alibi) is None]
         raise ModelError(
             f"method {method.name!r} is not supported on model type {config.model_type!r}: {reason}; supported are "
-            + ", ".join(name for name, other in methods().items() if refusal(other, alibi=True) is None)
+            f"{', '.join(allowed)}"
         )
 
 
@@ -224,10 +235,28 @@ def table() -> list[Row]:
         kinds = (False, True) if family.position == "falcon" else (family.position == "alibi",)
         for alibi in kinds:
             position = "ALiBi" if alibi else "rotary, interleaved" if family.interleaved else "rotary"
-            windows = "" if family.windows == "none" else f"sliding windows in {family.windows.replace('by', 'some')}"
-            about = ", ".join(text for text in (family.about, windows.replace("some layer", "some layers")) if text)
-            cells = {name: refusal(method, alibi) for name, method in methods().items()}
+            windows = {"none": "", "by layer": "sliding windows in some layers", "all layers": "sliding windows"}
+            about = ", ".join(text for text in (family.about, windows[family.windows]) if text)
+            cells = {name: refusal(method, family, alibi) for name, method in methods().items()}
             rows.append(Row(model_type, position, about, cells))
     for model_type, reason in REFUSED.items():
-        rows.append(Row(model_type, "", reason, {name: reason for name in methods() if name != "origin"}))
+        cells = {name: None if name == "origin" else reason for name in methods()}
+        rows.append(Row(model_type, "", "", cells))
     return rows
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the table of families in Markdown: yes, or the number of the reason below the table."""
+    reasons: list[str] = []
+    lines = [
+        f"| model type | positions | besides | {' | '.join(f'`{name}`' for name in rows[0].refusals)} |",
+        "|---" * (3 + len(rows[0].refusals)) + "|",
+    ]
+    for row in rows:
+        cells = []
+        for reason in row.refusals.values():
+            if reason is not None and reason not in reasons:
+                reasons.append(reason)
+            cells.append("yes" if reason is None else f"no ({reasons.index(reason) + 1})")
+        lines.append(f"| `{row.model_type}` | {row.position} | {row.about} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))])

@@ -13,9 +13,10 @@ from lm_eval.models.huggingface import HFLM
 from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import MethodError, ModelError, UsageError
+from mesa_lm.families import check_supported
 from mesa_lm.methods import Origin, train_length_of
 from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
-from mesa_lm.patching import check_supported, extrapolate
+from mesa_lm.patching import extrapolate
 from mesa_lm.reuse import check_store, free_bytes
 from mesa_lm.scoring import UncutHFLM
 
@@ -87,7 +88,7 @@ class MesaHFLM(UncutHFLM):
                 "use --model hf"
             )
         if not self.stock_calls:
-            check_supported(config)
+            check_supported(config, self.method)
             self.method = self.method.resolve(config)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:

@@ -57,5 +57,3 @@ OWN_CALLS: dict[str, OwnCall] = {"gptj": gptj, "falcon": falcon, "mpt": mpt, "bl
 def _merged(output: Tensor) -> Tensor:
     """Turn (batch, heads, len, head_dim) into (batch, len, heads * head_dim)."""
     return output.transpose(1, 2).flatten(2)
-
-

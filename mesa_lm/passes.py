@@ -52,14 +52,15 @@ class WindowedChunks:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store keys and values and return the attention output; shapes as in `MiddleChunks.attend`."""
-        output = self.inner.attend(layer, *(self._joined(states) for states in (query, key, value)), scaling)
+        output = self.inner.attend(layer, self._joined(query), self._joined(key), self._joined(value), scaling)
         # (rows, num_heads, chunks * width, head_dim) -> (rows * chunks, num_heads, width, head_dim)
         width = query.shape[2]
-        return output.unflatten(2, (-1, width)).transpose(1, 2).flatten(0, 1)
+        batch, num_heads, _, head_dim = output.shape
+        return output.view(batch, num_heads, -1, width, head_dim).transpose(1, 2).flatten(0, 1)
 
     def _joined(self, states: Tensor) -> Tensor:
         """Turn (rows * chunks, heads, width, head_dim) into (rows, heads, chunks * width, head_dim)."""
-        return states.unflatten(0, (self.rows, -1)).transpose(1, 2).flatten(2, 3)
+        return states.reshape(self.rows, -1, *states.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def finish(self) -> None:
         """Count the chunks' tokens as cached, after the last layer."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import fields
 from typing import Any, Self
 
 import torch
@@ -29,9 +31,11 @@ from mesa_lm.growing import let_grow
 from mesa_lm.methods import Method, Origin, make_method, train_length_of
 from mesa_lm.own_calls import OWN_CALLS
 from mesa_lm.passes import Pass
+from mesa_lm.replacing import replaced
 from mesa_lm.reuse import ChunkStore
-from mesa_lm.static_scaling import StaticScaling
+from mesa_lm.static_scaling import scale_statically
 from mesa_lm.structure import attention_modules, layers_of, rotary_modules
+from mesa_lm.tables import lengthen_tables
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +51,9 @@ def _attention(
     current, fused = _running.get()
     scaling = kwargs.get("scaling")
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), fused)
-    output = current.attend(module.layer_idx, query, key, value, scoring)
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    output = current.attend(layer, query, key, value, scoring)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -61,7 +67,8 @@ def _no_mask(*args: Any, **kwargs: Any) -> Tensor:
     return torch.zeros(1, 1, 1, 1)
 
 
-AttentionInterface.register(ATTENTION, _attention)
+# Passes are Python code through and through: compiled layers leave their graph here.
+AttentionInterface.register(ATTENTION, torch.compiler.disable(_attention))
 AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
@@ -81,6 +88,7 @@ class Handle:
         self._attached = False
         self.columns: Tensor | None = None
         self.store: ChunkStore | None = None
+        self._longest = method.longest_input(model.config)
 
     def reuse_chunks(self, budget_bytes: int) -> None:
         """Keep keys and values of middle chunks for later prompts with the same first chunk and the same chunk.
@@ -103,40 +111,44 @@ class Handle:
         """Replace the model's forward.
 
         Raises:
-            ModelError: A method is attached already.
+            ModelError: A method is attached already, or the model's attention is not what its type stands for.
         """
         other = getattr(self.model, "_mesa_handle", None)
         if other is not None:
             raise ModelError(f"method {other.method.name!r} is attached to this model already; remove it first")
+        is_origin = isinstance(self.method, Origin)
+        if not is_origin:
+            self._attention_modules = attention_modules(self.model)
+            self._layers = layers_of(self.model, _train_length(self.method, self.model.config))
+            if self._layers.all_windowed:
+                logger.warning(
+                    "%s: every layer of this model keeps its sliding window, which is within the training length; the "
+                    "method changes nothing",
+                    self.method.name,
+                )
         self.model._mesa_handle = self  # type: ignore[assignment]
         self._attached = True
+        self._undo = ExitStack()
+        self._undo.callback(lengthen_tables(self.model))
         self._original = self.model.forward
-        self._previous = self.model.__dict__.get("forward")
-        if isinstance(self.method, Origin):
+        if is_origin:
             self._replace_forward(self._stock_forward)
             return
-        self._attention_modules = attention_modules(self.model)
-        self._layers = layers_of(self.model, _train_length(self.method, self.model.config))
-        if self._layers.all_windowed:
-            logger.warning(
-                "%s: every layer of this model keeps its sliding window, which is within the training length; the "
-                "method changes nothing",
-                self.method.name,
-            )
         if self.method.static_rope:
-            self._scaling = StaticScaling(self.model, self._layers, self.method, self._attention_modules)
+            self._undo.callback(scale_statically(self.model, self._layers, self.method, self._attention_modules))
+            self._undo.callback(self.model.register_forward_pre_hook(self._look_at_length, with_kwargs=True).remove)
             self._replace_forward(self._stock_forward)
             return
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
-
-        self._replace_forward(self._forward)
+        # torch.compile leaves it as it is; what is compiled inside the model stays compiled.
+        self._replace_forward(torch.compiler.disable(self._forward))
 
     def _replace_forward(self, own: Callable[..., Any]) -> None:
         @functools.wraps(self._original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             return own(*args, **kwargs)
 
-        self.model.forward = forward
+        self._undo.callback(replaced(self.model, "forward", forward))
 
     def remove(self) -> None:
         """Give the model its own forward back; calling it again does nothing."""
@@ -144,13 +156,12 @@ class Handle:
             return
         self._attached = False
         del self.model._mesa_handle
-        _restore(self.model, self._previous)
-        if self.method.static_rope:
-            self._scaling.remove()
+        self._undo.close()
 
     def _stock_forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model's own forward with a cache that grows in place; where it has gradients, as it is."""
-        if not torch.is_grad_enabled() and len(args) <= 1:  # a cache is hardly ever given by position
+        # A cache is hardly ever given by position.
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and len(args) <= 1:
             use_cache = kwargs.get("use_cache")
             use_cache = getattr(self.model.config, "use_cache", False) if use_cache is None else use_cache
             if use_cache and kwargs.get("past_key_values") is None and self.model.config.model_type in FAMILIES:
@@ -165,6 +176,7 @@ class Handle:
         if forward.is_untouched():
             return self._stock_forward(*args, **kwargs)
         self._refuse(call, forward.longest)
+        self._warn_beyond(forward.longest)
         try:
             with torch.no_grad(), self._own_attention():
                 result = forward.run()
@@ -192,6 +204,27 @@ class Handle:
         logits: Tensor = output.logits
         return logits
 
+    def _look_at_length(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of methods whose forward is the model's own."""
+        tokens = next(
+            value for value in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if value is not None
+        )
+        cache = kwargs.get("past_key_values")
+        self._warn_beyond(tokens.shape[1] + (0 if cache is None else cache.get_seq_length()))
+
+    def _warn_beyond(self, length: int) -> None:
+        """Warn once where an input is longer than the method's parameters serve."""
+        if length > self._longest:
+            given = {field.name: getattr(self.method, field.name) for field in fields(self.method)}
+            logger.warning(
+                "%s(%s) keeps what the model saw in training up to %d tokens, but the input has %d",
+                self.method.name,
+                ", ".join(f"{name}={value}" for name, value in given.items() if value is not None),
+                self._longest,
+                length,
+            )
+            self._longest = math.inf
+
     def _refuse(self, call: dict[str, Any], kv_len: int) -> None:
         """Refuse what would give wrong or missing results, before any work."""
         for name in ("output_attentions", "output_hidden_states"):
@@ -203,39 +236,29 @@ class Handle:
         windows = [w for w in layer_windows(self.model.config) if w is not None and w not in kept]
         if windows and kv_len > min(windows):
             raise ModelError(
-                f"model type {self.model.config.model_type!r} has attention windows of {min(windows)} tokens, more than "
-                f"its training length; method {self.method.name!r} supports inputs of up to that length on it, found "
-                f"{kv_len}"
+                f"model type {self.model.config.model_type!r} has attention windows of {min(windows)} tokens, more "
+                f"than its training length; method {self.method.name!r} supports inputs of up to that length on it, "
+                f"found {kv_len}"
             )
 
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
         """Let the model's attention layers call attention of ours with queries and keys without positions."""
-        implementations = [config._attn_implementation for config in self._configs]
         own_call = family_of(self.model.config).own_call
         # Plain matrix products where the user asked for them; models with calls of their own may know nothing else.
         self._fused = own_call or self.model.config._attn_implementation != "eager"
-        replaced: list[tuple[nn.Module, Any]] = []
-
-        def replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-            replaced.append((module, module.__dict__.get("forward")))
-            module.forward = forward
-
-        try:
+        with ExitStack() as undo:
             for config in self._configs:
+                undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
             for module in rotary_modules(self.model):
-                replace(module, _no_rotation)
-            if own_call:
-                for layer, module in enumerate(self._attention_modules):
-                    call = OWN_CALLS[self.model.config.model_type]
-                    replace(module, functools.partial(call, module, functools.partial(_attend, layer)))
+                undo.callback(replaced(module, "forward", _no_rotation))
+            for layer, module in enumerate(self._attention_modules if own_call else []):
+                attend = functools.partial(torch.compiler.disable(_attend), layer)
+                call = functools.partial(OWN_CALLS[self.model.config.model_type], module, attend)
+                undo.callback(replaced(module, "forward", call))
             yield
-        finally:
-            for config, implementation in zip(self._configs, implementations, strict=True):
-                config._attn_implementation = implementation
-            for module, forward in replaced:
-                _restore(module, forward)
+
 
 def _train_length(method: Method, config: Any) -> int | None:
     """Return the training length that a method goes by, None where neither it nor the config names one."""
@@ -244,14 +267,6 @@ def _train_length(method: Method, config: Any) -> int | None:
         return given or train_length_of(config)
     except MethodError:
         return None
-
-
-def _restore(module: nn.Module, forward: Any) -> None:
-    """Give a module back the forward that its instance had, or its class's."""
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward
 
 
 def _no_rotation(states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -285,7 +300,7 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
     """Attach a method to a model; the model then computes it in `forward` and `generate`.
 
     Args:
-        model: A transformers causal language model, or a PEFT model around one.
+        model: A transformers causal language model, or a PEFT or compiled model around one.
         method: A name of `methods()`, or a method with its parameters.
         **options: Parameters by name, if `method` is a name or a class.
 
@@ -304,8 +319,9 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
         raise ModelError(
             f"parameters {', '.join(options)} must be given inside the method {type(method).__name__}(...)"
         )
-    get_base_model: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)  # PEFT has it
-    base = model if get_base_model is None else get_base_model()
+    base = getattr(model, "_orig_mod", model)  # torch.compile has it
+    get_base_model: Callable[[], nn.Module] | None = getattr(base, "get_base_model", None)  # PEFT has it
+    base = base if get_base_model is None else get_base_model()
     if not isinstance(base, PreTrainedModel):
         raise ModelError(f"extrapolate needs a transformers model, found {type(model).__name__}")
     if not isinstance(method, Origin):

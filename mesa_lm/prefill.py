@@ -80,8 +80,8 @@ class Append:
             keys, values = self.cache.keys[layer][cached, :, :seen], self.cache.values[layer][cached, :, :seen]
             if self.moves:
                 moves = self.moves[part]
-                angles = Angles(torch.cat([m.cos[:, :seen] for m in moves]), torch.cat([m.sin[:, :seen] for m in moves]))
-                keys = rotate(keys, angles)
+                cos, sin = (torch.cat(tables)[:, :seen] for tables in zip(*moves, strict=True))
+                keys = rotate(keys, Angles(cos, sin))
             if self.new == 1:
                 outputs.append(attend(query[part], keys, values, scaling, causal=False).output)
                 continue

@@ -226,7 +226,7 @@ class Rotary(Encoding):
 
     def _with(self, config: Any, total: int) -> "Rotary":
         """Return the frequencies of another config, fixed to those of an input of `total` tokens."""
-        module = type(self.module)(config)
+        module: Any = type(self.module)(config)
         rope_type = rope_parameters(config, self.layer_type).get("rope_type", "default")
         if rope_type in ("dynamic", "longrope"):
             by_type = {} if self.layer_type is None else {"layer_type": self.layer_type}

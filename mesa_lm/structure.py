@@ -37,7 +37,7 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
                 f"the attention module {kind.__module__}.{kind.__qualname__} at {name!r} is not one that methods "
                 f"understand; model type {config.model_type!r} has {' or '.join(family.attention)} of {home}"
             )
-        found[int(module.layer_idx)] = module  # type: ignore[arg-type]
+        found[int(module.layer_idx)] = module
     if sorted(found) != list(range(config.num_hidden_layers)):
         raise ModelError(
             f"model type {config.model_type!r} has {config.num_hidden_layers} layers, but attention modules were found "
@@ -106,7 +106,7 @@ def gptj_rotary(model: PreTrainedModel) -> nn.Module:
 def _slopes(model: PreTrainedModel) -> torch.Tensor:
     """Return the slope of each head, from the model's own bias of two neighbouring keys."""
     heads, device = model.config.num_attention_heads, model.device
-    both: Any
+    both: torch.Tensor
     inner: Any = model.base_model
     match model.config.model_type:
         case "mpt":
@@ -114,12 +114,13 @@ def _slopes(model: PreTrainedModel) -> torch.Tensor:
         case "bloom":
             both = inner.build_alibi_tensor(torch.ones(1, 2, device=device), heads, torch.float32)
         case "falcon":
-            build = sys.modules[type(inner).__module__].build_alibi_tensor  # type: ignore[attr-defined]
+            build = sys.modules[type(inner).__module__].build_alibi_tensor
             # Falcon adds its bias before the scores are scaled.
-            both = build(torch.ones(1, 2, device=device), heads, torch.float32) * (
-                model.config.hidden_size // heads
-            ) ** -0.5
+            both = (
+                build(torch.ones(1, 2, device=device), heads, torch.float32)
+                * (model.config.hidden_size // heads) ** -0.5
+            )
         case other:
             raise AssertionError(other)
-    both = both.float().reshape(heads, 2)
-    return both[:, 1] - both[:, 0]
+    at_first, at_second = both.float().reshape(heads, 2).unbind(1)
+    return at_second - at_first

@@ -18,7 +18,9 @@ from torch import Tensor
 INTERLEAVED_ANGLES = ("cohere", "cohere2")
 
 
-def family_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs, train_length: int) -> Tensor:
+def family_logits(
+    model: torch.nn.Module, ids: Tensor, pairs: Pairs, train_length: int, factor: float | None = None
+) -> Tensor:
     """Run a model over explicit pairs.
 
     Args:
@@ -26,6 +28,7 @@ def family_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs, train_lengt
         ids: (n,) token ids.
         pairs: For these tokens; its frequencies apply to layers without a window of their own.
         train_length: Sliding windows of up to this length stay as the model has them.
+        factor: Of cosines and sines in the other layers; None: the model's.
 
     Returns:
         (n, vocab) logits in float64.
@@ -33,13 +36,13 @@ def family_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs, train_lengt
     own = copy.deepcopy(model).double()
     own.config._experts_implementation = "eager"  # the fused one knows no float64
     alibi = own.config.model_type in ("mpt", "bloom") or getattr(own.config, "alibi", False)
-    with torch.no_grad(), (_biased if alibi else _rotated)(own, pairs, train_length):
+    with torch.no_grad(), _biased(own, pairs) if alibi else _rotated(own, pairs, train_length, factor):
         # Some of these models build their bias only for a mask.
         return own(ids[None], attention_mask=torch.ones(1, len(ids)), use_cache=False).logits[0]
 
 
 @contextmanager
-def _biased(model, pairs, train_length):
+def _biased(model, pairs):
     """Put -slope * distance into the score of each pair, and the query's factor into its projection."""
     kind, config = model.config.model_type, model.config
     heads, n = config.num_attention_heads, len(pairs.distance)
@@ -88,7 +91,7 @@ def _biased(model, pairs, train_length):
 
 
 @contextmanager
-def _rotated(model, pairs, train_length):
+def _rotated(model, pairs, train_length, given_factor):
     """Compute the attention of each pair with queries turned by its distance."""
     modeling, config = sys.modules[type(model).__module__], model.config
     turn = modeling.apply_rotary_pos_emb
@@ -118,9 +121,11 @@ def _rotated(model, pairs, train_length):
             kind = f"{config.layer_types[layer]}_" if isinstance(rotary.rope_type, dict) else ""
             frequency = getattr(rotary, f"{kind}inv_freq").double() if frequency is None else frequency
             factor = getattr(rotary, f"{kind}attention_scaling")
-        angle = distance[..., None] * (frequency if frequency.ndim == 1 else frequency[:, None])
+        if own is pairs and given_factor is not None:
+            factor = given_factor
+        angle = distance[..., None] * (frequency if frequency.ndim == 1 else frequency[: len(distance), None])
         if config.model_type == "gptj":
-            return angle.cos(), angle.sin()
+            return angle.cos() * factor, angle.sin() * factor
         repeated = angle.repeat_interleave(2, -1) if config.model_type in INTERLEAVED_ANGLES else angle.repeat(1, 1, 2)
         return repeated.cos() * factor, repeated.sin() * factor
 
@@ -175,7 +180,9 @@ def _rotated(model, pairs, train_length):
     elif config.model_type == "gptj":
         patches.append(patch.object(modeling.GPTJAttention, "_attn", gptj))
         longer = modeling.create_sinusoidal_positions(n, config.rotary_dim)
-        patches += [patch.object(m, "embed_positions", longer) for m in model.modules() if hasattr(m, "embed_positions")]
+        patches += [
+            patch.object(m, "embed_positions", longer) for m in model.modules() if hasattr(m, "embed_positions")
+        ]
     else:
         config._attn_implementation = "pairs"
     for one in patches:

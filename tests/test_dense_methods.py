@@ -217,6 +217,39 @@ def test_short_inputs_are_left_to_the_model():
             assert not handle.method.is_untouched(150, cached=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "longest"),
+    [
+        ("self_extend", {"group_size": 3, "neighbor_window": 10}, 102),  # 101//3 - 0//3 + 10 - 10/3 = 39.7 < 41
+        ("self_extend", {"group_size": 3, "neighbor_window": 10, "offset": "floor"}, 102),
+        ("stair", {"extrapolated_position": 20, "extrapolated_width": 4}, 101),
+        ("leaky_rerope", {"window": 11, "scaling_factor": 2.5}, 84),
+        ("mesa", {"extrapolated_position": 12, "last_chunk": 9, "reweave_every": 5, "extrapolated_width": 4}, 105),
+        ("linear", {"factor": 3}, 123),
+        ("ntk", {"factor": 3}, 123),
+        ("yarn", {"factor": 3}, 123),
+    ],
+)
+def test_inputs_longer_than_the_setting_serves_are_warned_about_once(name, options, longest, caplog):
+    model = tiny_model()
+    with torch.no_grad(), mesa_lm.extrapolate(model, name, **options):
+        model(random_ids(longest)[None])
+        assert not caplog.text
+        model(random_ids(longest + 1)[None])
+        assert f"up to {longest} tokens, but the input has {longest + 1}" in caplog.text and name in caplog.text
+        caplog.clear()
+        model(random_ids(longest + 2)[None])
+        assert not caplog.text
+
+
+@pytest.mark.parametrize("name", sorted(set(mesa_lm.methods()) - {"origin", "linear", "ntk", "yarn", "self_extend"}))
+def test_defaults_serve_inputs_of_any_length(name, caplog):
+    model = tiny_model()
+    with torch.no_grad(), mesa_lm.extrapolate(model, name):
+        model(random_ids(500)[None])
+    assert not caplog.text
+
+
 def test_impossible_settings_are_warned_about(caplog):
     model = tiny_model()
     for name, options, message in (

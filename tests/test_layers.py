@@ -11,11 +11,16 @@ PACKAGE = Path(mesa_lm.__file__).parent
 # From the bottom to the top; modules of one layer may import one another.
 LAYERS = (
     {"errors", "positions"},
-    {"methods"},
+    {"methods", "replacing"},
+    {"families"},
     {"rotary", "engine"},
-    {"cache", "growing", "bands"},
+    {"alibi", "layers"},
+    {"cache", "growing", "reuse", "bands"},
     {"prefill", "banded"},
+    {"passes"},
     {"forward"},
+    {"structure", "own_calls", "tables"},
+    {"static_scaling"},
     {"patching"},
     {"demo", "model_args", "tokenizing", "task_support"},
     {"scoring", "harness", "discovery", "plugin"},

@@ -1,6 +1,7 @@
 """Parameters: defaults, ranges, and the messages for wrong ones."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_training_length_of_a_model():
     assert mesa_lm.Mesa().resolve(stretched).train_length == 8192
     assert mesa_lm.Mesa().resolve(Config(131072, original_max_position_embeddings=4096)).train_length == 4096
     assert mesa_lm.Mesa(train_length=1000).resolve(Config(4096)).train_length == 1000
-    with pytest.raises(MethodError, match="names no max_position_embeddings; give train_length="):
+    with pytest.raises(MethodError, match="names none of .*max_position_embeddings, .*; give train_length="):
         mesa_lm.Mesa().resolve(Config(None))
 
 
@@ -79,3 +80,12 @@ def test_the_released_variant_refuses_chunks_beyond_the_training_length():
     assert method.layout(400) is None
     with pytest.raises(MethodError, match="at most train_length=512 for a prompt of 1200"):
         method.layout(1200)
+
+
+@pytest.mark.parametrize("name", sorted(set(mesa_lm.methods()) - {"origin"}))
+def test_the_documentation_lists_every_parameter(name):
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    rows = [f"| `{f.name}` | {f.default} | {f.metadata['help']} |" for f in dataclasses.fields(mesa_lm.methods()[name])]
+    if name in ("linear", "ntk"):  # one table for both
+        rows = ["| `factor` | 8.0 | `linear`: by which positions are divided; `ntk`: by which the lowest frequency"]
+    assert "\n".join(rows) in text, "\n".join(rows)

@@ -27,7 +27,13 @@ COMMON = {
     "eos_token_id": 58,
 }
 MIXED = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-EXPERTS = {"intermediate_size": 40, "num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+EXPERTS = {
+    "intermediate_size": 40,
+    "num_local_experts": 3,
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": T}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -67,11 +73,19 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     ),
     "phi": ("Phi", {**PARTIAL, "qk_layernorm": True}),
     "phi3": ("Phi3", {"sliding_window": None, "original_max_position_embeddings": T}),
-    "phi3-longrope": ("Phi3", {"rope_parameters": LONG, "max_position_embeddings": 8 * T, "sliding_window": None, "original_max_position_embeddings": T}),
+    "phi3-longrope": (
+        "Phi3",
+        {
+            "rope_parameters": LONG,
+            "max_position_embeddings": 8 * T,
+            "sliding_window": None,
+            "original_max_position_embeddings": T,
+        },
+    ),
     "gpt_neox": ("GPTNeoX", PARTIAL),
     "gptj": ("GPTJ", {"n_embd": 32, "n_head": HEADS, "n_layer": 2, "n_positions": T, "rotary_dim": 4, "n_inner": 37}),
-    "cohere": ("Cohere", {"use_qk_norm": True}),
-    "cohere2": ("Cohere2", {**MIXED, "sliding_window": 7}),
+    "cohere": ("Cohere", {"use_qk_norm": True, "logit_scale": 1.0}),
+    "cohere2": ("Cohere2", {**MIXED, "sliding_window": 7, "logit_scale": 1.0}),
     "glm": ("Glm", PARTIAL),
     "glm4": ("Glm4", PARTIAL),
     "olmo2": ("Olmo2", {}),
@@ -81,11 +95,14 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "falcon": ("Falcon", {**FALCON, "alibi": False}),
     "falcon-groups": ("Falcon", {**FALCON, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": KV_HEADS}),
     "falcon-alibi": ("Falcon", {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
-    "mpt": ("Mpt", {"d_model": 30, "n_heads": 6, "n_layers": 2, "max_seq_len": T, "expansion_ratio": 2, "use_cache": True}),
+    "mpt": (
+        "Mpt",
+        {"d_model": 30, "n_heads": 6, "n_layers": 2, "max_seq_len": T, "expansion_ratio": 2, "use_cache": True},
+    ),
     "bloom": ("Bloom", {"hidden_size": 30, "n_head": 6, "n_layer": 2, "seq_length": T}),
 }
 ALIBI = ("falcon-alibi", "mpt", "bloom")
-NESTED = ("gemma3_text", "olmo3")
+ROTARY_DIM = {"phi": 4, "gpt_neox": 4, "gptj": 4, "glm": 4, "glm4": 4, "stablelm": 4}  # others: all of HEAD_DIM
 
 
 def tiny(name: str, **changes) -> torch.nn.Module:

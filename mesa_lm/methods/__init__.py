@@ -4,13 +4,14 @@ from dataclasses import fields
 from typing import Any
 
 from mesa_lm.errors import MethodError, unknown_name
-from mesa_lm.methods.base import Method, train_length_of
+from mesa_lm.methods.base import Method
 from mesa_lm.methods.dual_chunk import DualChunk
 from mesa_lm.methods.dynamic_ntk import DynamicNTK
 from mesa_lm.methods.leaky_rerope import LeakyReRoPE
 from mesa_lm.methods.lm_infinite import LMInfinite
 from mesa_lm.methods.mesa import Mesa
 from mesa_lm.methods.origin import Origin
+from mesa_lm.methods.parameters import train_length_of
 from mesa_lm.methods.rerope import ReRoPE
 from mesa_lm.methods.rope_scaling import LinearScaling, NTKScaling, YaRN
 from mesa_lm.methods.self_extend import SelfExtend

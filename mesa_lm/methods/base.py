@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from mesa_lm.errors import MethodError
+from mesa_lm.methods.parameters import bound_int, parameter, require_bool, require_int
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mesa_lm.positions import Band, Extent, Layout, Weave
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +47,14 @@ class Method:
             cached: Whether some of them come from a cache.
         """
         return True
+
+    def longest_input(self, config: Any) -> float:
+        """Return up to how many tokens the given parameters keep what was seen in training; infinite where always.
+
+        Args:
+            config: The model's transformers config.
+        """
+        return math.inf
 
     def layout(self, prompt_len: int) -> Layout | None:
         """Return how a prompt is cut into chunks, None for one dense pass."""
@@ -127,95 +132,26 @@ class Method:
         return None
 
 
-def log_n_scale(index: Tensor, train_length: int) -> Tensor:
-    """Return max(1, ln(index + 1) / ln T): entropy-invariant scaling of a query that sees index + 1 keys.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaledMethod(Method):
+    """A method that may scale queries beyond T, so that attention over more keys stays as sharp.
 
-    Args:
-        index: Indices of the queries.
-        train_length: T in tokens.
-
-    Source:
-        Su 2021, https://kexue.fm/archives/8823; rerope_patch.py and mesa_extrapolation.py of the released codes.
+    Subclasses call `super(Class, self)`: `slots` makes dataclasses new classes, which a bare `super()` does not know.
     """
-    return ((index.float() + 1).log() / math.log(train_length)).clamp(min=1)
 
+    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
+    log_n: bool = parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
 
-def parameter(default: Any, text: str) -> Any:
-    """Declare a parameter of a method: its default and what it means."""
-    return field(default=default, metadata={"help": text})
+    def __post_init__(self) -> None:
+        require_int(self, "train_length", 1, optional=True)
+        require_bool(self, "log_n")
 
+    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
+        """See `Method.query_scale`.
 
-def require_int(method: Method, name: str, minimum: int, optional: bool = False) -> None:
-    """Check that a parameter is an integer of at least `minimum` (or None if optional).
-
-    Raises:
-        MethodError: It is not.
-    """
-    value = getattr(method, name)
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        default = next(field.default for field in fields(method) if field.name == name)
-        raise MethodError(
-            f"{method.name}: {name} must be an integer of at least {minimum}, found {value!r}; "
-            f"leave it out to use {'a value from the model' if default is None else default}"
-        )
-
-
-def train_length_of(config: Any) -> int:
-    """Return the training length of a model in tokens.
-
-    The rope parameters' or the config's `original_max_position_embeddings` come first: a model that was stretched
-    with YaRN or a similar scaling names there what it was trained with.
-
-    Raises:
-        MethodError: The config names no length.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    rope = rope.get("full_attention") or rope  # some models have one set for each kind of layer
-    named = ("original_max_position_embeddings", "max_position_embeddings", "max_seq_len", "seq_length")
-    for value in (rope.get(named[0]), *(getattr(config, name, None) for name in named)):
-        if value:
-            return int(value)
-    raise MethodError(
-        f"the config of model type {getattr(config, 'model_type', '?')!r} names none of {', '.join(named)}; "
-        "give train_length="
-    )
-
-
-def require_bool(method: Method, name: str) -> None:
-    """Check that a parameter is true or false.
-
-    Raises:
-        MethodError: It is not.
-    """
-    value = getattr(method, name)
-    if not isinstance(value, bool):
-        raise MethodError(f"{method.name}: {name} must be true or false, found {value!r}")
-
-
-def bound_int(method: Method, name: str) -> int:
-    """Return an integer parameter that `Method.resolve` has filled in."""
-    value = getattr(method, name)
-    assert isinstance(value, int), f"{name} is filled in by resolve()"
-    return value
-
-
-def default_window(train_length: int) -> int:
-    """Return the published window of 512 tokens, a quarter of T where that is less, at least 1."""
-    return max(1, min(512, train_length // 4))
-
-
-def warn_if_beyond(method: Method, what: str, positions: int, train_length: int) -> None:
-    """Warn where a setting lets distances reach beyond training; the published code runs such settings, so do we.
-
-    Args:
-        method: The method.
-        what: The parameters that lead there.
-        positions: Positions that they need, in tokens.
-        train_length: T in tokens.
-    """
-    if positions > train_length:
-        logger.warning(
-            "%s: %s needs %d positions, but the model was trained on %d", method.name, what, positions, train_length
-        )
+        Source:
+            Su 2021, https://kexue.fm/archives/8823; rerope_patch.py and mesa_extrapolation.py of the released codes.
+        """
+        if not self.log_n:
+            return None
+        return ((index.float() + 1).log() / math.log(bound_int(self, "train_length"))).clamp(min=1)

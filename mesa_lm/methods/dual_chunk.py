@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import (
-    Method,
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.parameters import (
     bound_int,
     parameter,
     require_bool,
+    require_choice,
     require_int,
     train_length_of,
     warn_if_beyond,
@@ -46,8 +47,7 @@ class DualChunk(Method):
         require_int(self, "chunk_size", 2, optional=True)
         require_int(self, "local_window", 1, optional=True)
         require_bool(self, "mscale")
-        if self.merge not in ("exact", "bfloat16"):
-            raise MethodError(f"{self.name}: merge must be 'exact' or 'bfloat16', found {self.merge!r}")
+        require_choice(self, "merge", ("exact", "bfloat16"))
 
     def resolve(self, config: Any) -> Self:
         """Fill in T, chunk and window; see `Method.resolve`."""

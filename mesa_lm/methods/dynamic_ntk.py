@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, bound_int, parameter, require_int, train_length_of
-from mesa_lm.methods.rope_scaling import require_number
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.parameters import (
+    bound_int,
+    parameter,
+    require_choice,
+    require_int,
+    require_number,
+    train_length_of,
+)
 from mesa_lm.positions import Band, Extent
 
 if TYPE_CHECKING:
@@ -35,8 +41,7 @@ class DynamicNTK(Method):
     def __post_init__(self) -> None:
         require_int(self, "train_length", 1, optional=True)
         require_number(self, "factor", 1)
-        if self.cached_keys not in ("current", "stale"):
-            raise MethodError(f"{self.name}: cached_keys must be 'current' or 'stale', found {self.cached_keys!r}")
+        require_choice(self, "cached_keys", ("current", "stale"))
 
     @property
     def has_bands(self) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import (
-    Method,
+from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.parameters import (
     bound_int,
     default_window,
-    log_n_scale,
     parameter,
-    require_bool,
     require_int,
     train_length_of,
     warn_if_beyond,
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeakyReRoPE(Method):
+class LeakyReRoPE(ScaledMethod):
     """Let distances beyond `window` grow `scaling_factor` times more slowly.
 
     Distance w + (d - w) / k from d = w on. Without a given k it follows the prompt, 1/k = (T - w) / (I - w) for I > T
@@ -36,15 +35,12 @@ class LeakyReRoPE(Method):
 
     name: ClassVar[str] = "leaky_rerope"
 
-    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
     window: int | None = parameter(None, "distance w up to which positions are true; None: min(512, T/4)")
     scaling_factor: float | None = parameter(None, "k, at least 1; None: (I - w) / (T - w) for a prompt of I tokens")
-    log_n: bool = parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
 
     def __post_init__(self) -> None:
-        require_int(self, "train_length", 1, optional=True)
+        super(LeakyReRoPE, self).__post_init__()
         require_int(self, "window", 1, optional=True)
-        require_bool(self, "log_n")
         factor = self.scaling_factor
         if factor is not None and (isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 1):
             raise MethodError(f"{self.name}: scaling_factor must be a number of at least 1, found {factor!r}")
@@ -60,6 +56,13 @@ class LeakyReRoPE(Method):
         """See `Method.is_untouched`: no distance beyond the window and no query scaled."""
         return kv_len <= min(bound_int(self, "window") + 1, bound_int(self, "train_length"))
 
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: with a given k, w + (d - w) / k stays below T."""
+        if self.scaling_factor is None:
+            return math.inf
+        window = bound_int(self, "window")
+        return window + 1 + int(self.scaling_factor * max(0, bound_int(self, "train_length") - 1 - window))
+
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`: query at (t + w (k - 1)) / k and key at j / k give w + (t - j - w) / k."""
         window, factor = bound_int(self, "window"), self._factor(extent)
@@ -73,10 +76,6 @@ class LeakyReRoPE(Method):
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
         """Return j / k: far keys are by far the most."""
         return index / self._factor(extent)
-
-    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
-        """See `log_n_scale`."""
-        return log_n_scale(index, bound_int(self, "train_length")) if self.log_n else None
 
     def _factor(self, extent: Extent) -> float:
         if self.scaling_factor is not None:

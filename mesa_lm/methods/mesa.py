@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import (
-    Method,
-    bound_int,
-    log_n_scale,
-    parameter,
-    require_bool,
-    require_int,
-    train_length_of,
-)
-from mesa_lm.positions import Clamped, Extent, Grouped, Layout, Leaky, Stair, Weave, dynamic_split
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.parameters import bound_int, parameter, require_choice, require_int, train_length_of
+from mesa_lm.positions import Clamped, Grouped, Layout, Leaky, Stair, Weave, dynamic_split
 
 PUBLISHED_WIDTH = 50
 # The released code computes no chunk width for prompts that fit and keeps this initial one.
 RELEASED_INITIAL_WIDTH = 1800
-WEAVES = ("stair", "rerope", "leaky_rerope", "self_extend")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mesa(Method):
+class Mesa(ScaledMethod):
     """Prefill in chunks that see the first chunk and themselves; weave key positions for the last chunk.
 
     Parameters left at None follow the model's training length T by rules that give the published constants from
@@ -38,7 +28,6 @@ class Mesa(Method):
 
     name: ClassVar[str] = "mesa"
 
-    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
     first_chunk: int | None = parameter(None, "first chunk F that every chunk sees; None: min(100, T/20)")
     last_chunk: int | None = parameter(None, "shortest last chunk L; None: min(512, T/4)")
     chunk_width: int | None = parameter(None, "width of the middle chunks; None: DynamicSplit, at most T - F")
@@ -52,7 +41,6 @@ class Mesa(Method):
     extrapolated_width: int | Literal["auto"] = parameter(
         "auto", "keys per position step E beyond N; auto: 50, or the smallest width that keeps positions inside T"
     )
-    log_n: bool = parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
     reweave_every: int | None = parameter(
         None, "decoded tokens between two computations of the key positions; None: last_chunk; not in variant released"
     )
@@ -65,18 +53,16 @@ class Mesa(Method):
     )
 
     def __post_init__(self) -> None:
-        for name in ("train_length", "first_chunk", "last_chunk", "chunk_width", "split_margin", "reweave_every"):
+        super(Mesa, self).__post_init__()
+        for name in ("first_chunk", "last_chunk", "chunk_width", "split_margin", "reweave_every"):
             require_int(self, name, 1, optional=True)
         for name in ("extrapolated_position", "first_chunk_cache"):
             require_int(self, name, 0, optional=True)
         require_int(self, "reserve", 0)
         if self.extrapolated_width != "auto":
             require_int(self, "extrapolated_width", 1)
-        require_bool(self, "log_n")
-        if self.variant not in ("paper", "released"):
-            raise MethodError(f"mesa: variant must be 'paper' or 'released', found {self.variant!r}")
-        if self.weave not in WEAVES:
-            raise MethodError(f"mesa: weave must be one of {', '.join(WEAVES)}, found {self.weave!r}")
+        require_choice(self, "variant", ("paper", "released"))
+        require_choice(self, "weave", ("stair", "rerope", "leaky_rerope", "self_extend"))
         if self._released and self.weave != "stair":
             raise MethodError(f"mesa: weave must be 'stair' in variant 'released', found {self.weave!r}")
         if self.weave == "rerope" and self.extrapolated_width != "auto":
@@ -146,6 +132,17 @@ class Mesa(Method):
         """See `Method.is_untouched`: everything within T; the released code also splits prompts that fit."""
         return not self._released and kv_len <= bound_int(self, "train_length") - (self.reserve if cached else 0)
 
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: with a given width, the farthest key and decoding's drift stay below T.
+
+        For a last chunk as long as it may get under DynamicSplit.
+        """
+        if self._released or self.weave == "rerope" or self.extrapolated_width == "auto":
+            return math.inf
+        last = bound_int(self, "last_chunk") + bound_int(self, "split_margin") - 1
+        near = max(bound_int(self, "extrapolated_position"), last)
+        return near + 1 + self.extrapolated_width * max(0, self._room(near))
+
     def layout(self, prompt_len: int) -> Layout | None:
         """Return the chunks of a prompt: by DynamicSplit, or of the given `chunk_width`.
 
@@ -203,10 +200,6 @@ class Mesa(Method):
     def longest_append(self) -> int | None:
         """See `Method.longest_append`: as many tokens as the shortest last chunk; the released code has no bound."""
         return None if self._released else bound_int(self, "last_chunk")
-
-    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
-        """See `log_n_scale`."""
-        return log_n_scale(index, bound_int(self, "train_length")) if self.log_n else None
 
     def _released_layout(self, prompt_len: int) -> Layout | None:
         length, first = bound_int(self, "train_length"), bound_int(self, "first_chunk")

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from mesa_lm.methods.base import (
-    Method,
+from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.parameters import (
     bound_int,
     default_window,
-    log_n_scale,
     parameter,
-    require_bool,
     require_int,
     train_length_of,
     warn_if_beyond,
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReRoPE(Method):
+class ReRoPE(ScaledMethod):
     """Score every key `window` or more tokens away as exactly `window` away.
 
     Source: Su 2023, https://kexue.fm/archives/9708; rerope_patch.py of github.com/bojone/rerope.
@@ -33,14 +31,11 @@ class ReRoPE(Method):
 
     name: ClassVar[str] = "rerope"
 
-    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
     window: int | None = parameter(None, "largest distance w; None: min(512, T/4)")
-    log_n: bool = parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
 
     def __post_init__(self) -> None:
-        require_int(self, "train_length", 1, optional=True)
+        super(ReRoPE, self).__post_init__()
         require_int(self, "window", 1, optional=True)
-        require_bool(self, "log_n")
 
     def resolve(self, config: Any) -> Self:
         """Fill in T and the window; see `Method.resolve`."""
@@ -65,7 +60,3 @@ class ReRoPE(Method):
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
         """Return 0 for every key: far keys, by far the most, are not rotated."""
         return index * 0
-
-    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
-        """See `log_n_scale`."""
-        return log_n_scale(index, bound_int(self, "train_length")) if self.log_n else None

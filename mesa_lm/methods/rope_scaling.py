@@ -6,20 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, parameter, require_bool, require_int, train_length_of
-
-
-def require_number(method: Method, name: str, minimum: float, optional: bool = False) -> None:
-    """Check that a parameter is a number of at least `minimum` (or None if optional).
-
-    Raises:
-        MethodError: It is not.
-    """
-    value = getattr(method, name)
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
-        raise MethodError(f"{method.name}: {name} must be a number of at least {minimum}, found {value!r}")
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.parameters import (
+    bound_int,
+    parameter,
+    require_bool,
+    require_int,
+    require_number,
+    train_length_of,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +31,10 @@ class LinearScaling(Method):
 
     def __post_init__(self) -> None:
         require_number(self, "factor", 1)
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: `factor` times T."""
+        return self.factor * train_length_of(config)
 
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
         """See `Method.rope_parameters`."""
@@ -58,6 +57,10 @@ class NTKScaling(Method):
 
     def __post_init__(self) -> None:
         require_number(self, "factor", 1)
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: `factor` times T."""
+        return self.factor * train_length_of(config)
 
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
         """See `Method.rope_parameters`."""
@@ -99,6 +102,10 @@ class YaRN(Method):
     def resolve(self, config: Any) -> Self:
         """Fill in T; see `Method.resolve`."""
         return replace(self, train_length=self.train_length or train_length_of(config))
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: `factor` times T."""
+        return self.factor * bound_int(self, "train_length")
 
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
         """See `Method.rope_parameters`."""

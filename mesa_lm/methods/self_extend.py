@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import (
-    Method,
+from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.parameters import (
     bound_int,
-    log_n_scale,
     parameter,
-    require_bool,
+    require_choice,
     require_int,
     train_length_of,
     warn_if_beyond,
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelfExtend(Method):
+class SelfExtend(ScaledMethod):
     """Score keys `neighbor_window` or more tokens away at their group's position.
 
     Distance t//G - j//G + w - w/G from t - j = w on.
@@ -34,19 +33,16 @@ class SelfExtend(Method):
 
     name: ClassVar[str] = "self_extend"
 
-    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
     group_size: int = parameter(8, "tokens G that share a position beyond the neighbours")
     neighbor_window: int | None = parameter(None, "distances w that stay true; None: min(1024, T/4)")
     offset: Literal["exact", "floor"] = parameter("exact", "of group positions: w - w/G exactly, or with w//G")
     log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
 
     def __post_init__(self) -> None:
-        require_int(self, "train_length", 1, optional=True)
+        super(SelfExtend, self).__post_init__()
         require_int(self, "group_size", 1)
         require_int(self, "neighbor_window", 1, optional=True)
-        require_bool(self, "log_n")
-        if self.offset not in ("exact", "floor"):
-            raise MethodError(f"{self.name}: offset must be 'exact' or 'floor', found {self.offset!r}")
+        require_choice(self, "offset", ("exact", "floor"))
 
     def resolve(self, config: Any) -> Self:
         """Fill in T and the window; see `Method.resolve`."""
@@ -60,20 +56,25 @@ class SelfExtend(Method):
         longest = bound_int(self, "train_length") if self.log_n else kv_len
         return kv_len <= min(bound_int(self, "neighbor_window"), longest)
 
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: the farthest group stays below position T."""
+        groups = bound_int(self, "train_length") - math.ceil(self._offset)
+        return max(bound_int(self, "neighbor_window"), groups * self.group_size)
+
+    @property
+    def _offset(self) -> float:
+        window, group = bound_int(self, "neighbor_window"), self.group_size
+        return window - (window / group if self.offset == "exact" else window // group)
+
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`."""
         window, group = bound_int(self, "neighbor_window"), self.group_size
-        offset = window - (window / group if self.offset == "exact" else window // group)
         far_end = (index - window + 1).clamp(min=0)
         return (
             Band(far_end, index + 1, index, lambda key: key),
-            Band(index * 0, far_end, index // group + offset, lambda key: key // group),
+            Band(index * 0, far_end, index // group + self._offset, lambda key: key // group),
         )
 
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
         """Return j // G: keys beyond the neighbours are by far the most."""
         return index // self.group_size
-
-    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
-        """See `log_n_scale`."""
-        return log_n_scale(index, bound_int(self, "train_length")) if self.log_n else None

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from mesa_lm.methods.base import (
-    Method,
-    bound_int,
-    default_window,
-    log_n_scale,
-    parameter,
-    require_bool,
-    require_int,
-    train_length_of,
-)
+from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.parameters import bound_int, default_window, parameter, require_int, train_length_of
 from mesa_lm.positions import Band, Extent
 
 if TYPE_CHECKING:
@@ -24,7 +17,7 @@ PUBLISHED_WIDTH = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StairPE(Method):
+class StairPE(ScaledMethod):
     """Let distances beyond `extrapolated_position` grow by one per `extrapolated_width` tokens, for every query.
 
     Source: Stair PE, arXiv 2410.15859, section 4, without its chunk-based attention.
@@ -33,19 +26,16 @@ class StairPE(Method):
     name: ClassVar[str] = "stair"
     block_len: ClassVar[int] = 2048  # its queries fall into extrapolated_width groups; these should not be tiny
 
-    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
     extrapolated_position: int | None = parameter(
         None, "distance N up to which positions are true; None: min(512, T/4)"
     )
     extrapolated_width: int | Literal["auto"] = parameter(
         "auto", "tokens per step E; auto: 50, or the smallest that keeps a prompt's distances inside T"
     )
-    log_n: bool = parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
 
     def __post_init__(self) -> None:
-        require_int(self, "train_length", 1, optional=True)
+        super(StairPE, self).__post_init__()
         require_int(self, "extrapolated_position", 0, optional=True)
-        require_bool(self, "log_n")
         if self.extrapolated_width != "auto":
             require_int(self, "extrapolated_width", 1)
 
@@ -63,6 +53,13 @@ class StairPE(Method):
         """See `Method.is_untouched`: no distance beyond N + 1, the first step, and no query scaled."""
         longest = bound_int(self, "train_length") if self.log_n else kv_len
         return kv_len <= min(bound_int(self, "extrapolated_position") + 2, longest)
+
+    def longest_input(self, config: Any) -> float:
+        """See `Method.longest_input`: with a given E, the farthest step stays below position T."""
+        if self.extrapolated_width == "auto":
+            return math.inf
+        near = bound_int(self, "extrapolated_position")
+        return near + 1 + self.extrapolated_width * max(0, bound_int(self, "train_length") - 1 - near)
 
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`.
@@ -92,10 +89,6 @@ class StairPE(Method):
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
         """Return floor(j / E), at most one step from where any query scores a far key."""
         return index // self._width(extent)
-
-    def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
-        """See `log_n_scale`."""
-        return log_n_scale(index, bound_int(self, "train_length")) if self.log_n else None
 
     def _width(self, extent: Extent) -> int:
         if self.extrapolated_width != "auto":

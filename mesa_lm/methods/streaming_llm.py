@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, bound_int, parameter, require_int, train_length_of, warn_if_beyond
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.parameters import (
+    bound_int,
+    parameter,
+    require_choice,
+    require_int,
+    train_length_of,
+    warn_if_beyond,
+)
 from mesa_lm.positions import Band, Extent
 
 if TYPE_CHECKING:
@@ -38,8 +46,7 @@ class StreamingLLM(Method):
         require_int(self, "start_size", 0)
         require_int(self, "recent_size", 0, optional=True)
         require_int(self, "max_gen_len", 0, optional=True)
-        if self.evict not in ("every_token", "every_turn"):
-            raise MethodError(f"{self.name}: evict must be 'every_token' or 'every_turn', found {self.evict!r}")
+        require_choice(self, "evict", ("every_token", "every_turn"))
         if self.max_gen_len is not None and self.evict == "every_token":
             raise MethodError(f"{self.name}: max_gen_len has no meaning with evict='every_token'; leave it out")
 
