@@ -5,14 +5,19 @@ import logging
 import sys
 from dataclasses import fields
 from inspect import formatannotation, getdoc
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mesa_lm import __version__
 from mesa_lm.bench.command import bench
 from mesa_lm.errors import MesaError
+from mesa_lm.leaderboard.command import leaderboard
 from mesa_lm.probe.command import probe
 from mesa_lm.theory.cli import theory
 
@@ -83,6 +88,47 @@ def plot(
     print(path)
 
 
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Results of one method: a file, or a folder.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Results of the other, evaluated on the same samples.")],
+    metric: Annotated[str | None, typer.Option(help="Compare this metric only.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="Compare this task group only.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare two methods sample by sample, at every length that both were evaluated at.
+
+    Needs results of `lm_eval --log_samples`. Where a folder holds several methods, name one: `FOLDER::METHOD`. Samples
+    that score 0 or 1 are compared by McNemar's exact test, others by a paired bootstrap.
+    """
+    from mesa_lm.compare import compare as compared
+    from mesa_lm.compare import side
+
+    sides = [
+        [cell for cell in side(argument) if metric in (None, cell.metric) and task in (None, cell.task)]
+        for argument in (first, second)
+    ]
+    rows = sorted(compared(*sides), key=lambda row: (row.task, row.metric, row.length))
+    if as_json:
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+        return
+    for (name, measured, test), group in groupby(rows, key=lambda row: (row.task, row.metric, row.test)):
+        table = Table("tokens", "samples", "A", "B", "B - A", "95 %", "p", title=f"{name}, {measured} ({test})")
+        for row in group:
+            table.add_row(
+                str(row.length),
+                f"{row.samples} (+{row.unmatched} unpaired)" if row.unmatched else str(row.samples),
+                f"{row.first:.4g}",
+                f"{row.second:.4g}",
+                f"{row.second - row.first:+.4g}",
+                "{:+.3f} to {:+.3f}".format(*row.difference),
+                f"{row.p_value:.2g}",
+            )
+        Console().print(table)
+    print(f"A: {sides[0][0].method} of {sides[0][0].model}   B: {sides[1][0].method} of {sides[1][0].model}")
+
+
+app.command()(leaderboard)
 app.command()(probe)
 
 
@@ -139,10 +185,6 @@ def _describe(method: type[Any]) -> dict[str, Any]:
 
 def _print_tables(described: dict[str, dict[str, Any]]) -> None:
     """Print the methods for a reader."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     console = Console()
     for name, method in described.items():
         console.print(Text.assemble((name, "bold"), f": {method['purpose']}"))

@@ -28,6 +28,7 @@ class Cell:
         model: The model's name or path, with `@revision` unless that is main; "demo" for the model that ships.
         method: The extrapolation method with the parameters its user set; "origin" for an untouched model.
         task: The group of tasks that differ in length only.
+        name: The task itself, of that one length.
         length: Input length in tokens.
         metric: Name of the metric, followed by `,filter` where the filter is not "none".
         value: The metric.
@@ -41,6 +42,7 @@ class Cell:
     model: str
     method: str
     task: str
+    name: str
     length: int
     metric: str
     value: float
@@ -231,6 +233,7 @@ def _cells(path: Path, report: Mapping[str, Any]) -> Iterator[Cell]:
                 model=_model_name(config, arguments),
                 method=_method_name(config, arguments),
                 task=task,
+                name=name,
                 length=length,
                 metric=metric if filter_name == "none" else key,
                 value=float(value),

@@ -25,6 +25,9 @@ LAYERS = (
     {"demo", "model_args", "tokenizing", "task_support"},
     {"scoring", "harness", "discovery", "plugin"},
     {"results", "plots"},
+    {"samples"},
+    {"compare"},
+    {"leaderboard"},
     {"theory", "probe", "bench"},
     {"cli", "__main__"},
 )

@@ -19,6 +19,7 @@ def line(values: dict[int, float], **changes: Any) -> list[Cell]:
         "model": "org/base",
         "method": "mesa",
         "task": "passkey_long",
+        "name": "passkey_long_1k",
         "metric": "acc",
         "stderr": None,
         "samples": 20,
