@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel
 
 from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
@@ -70,6 +71,9 @@ class MesaHFLM(UncutHFLM):
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         super().__init__(pretrained=pretrained, **others)
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        if self.stock_calls and not isinstance(base, PreTrainedModel):
+            return  # a quantiser's own class: it runs as it is
         handle = extrapolate(self.model, self.method)
         given = None if chunk_store_gib is None else int(chunk_store_gib * 2**30)
         handle.reuse_chunks(free_bytes(self.model.device) // 8 if given is None else given)
