@@ -1,5 +1,6 @@
 """Carry out a benchmark: every method in turn, round after round, so that a busy machine slows all alike."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -137,6 +138,8 @@ def _check_device(plan: Plan) -> None:
         torch.empty(0, device=plan.device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {plan.device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    if plan.memory and plan.device == "cpu" and sys.platform != "linux":
+        raise UsageError(f"memory on a CPU is measured on Linux, found {sys.platform}; give --no-memory")
     if plan.memory and plan.device != "cpu" and torch.device(plan.device).type != "cuda":
         raise UsageError(f"memory is measured on cpu and cuda, found device {plan.device!r}; give --no-memory")
 
