@@ -1,5 +1,7 @@
 """The `mesa-lm` command: plot results and list the methods. Evaluation itself is the stock `lm_eval` command."""
 
+import importlib
+import importlib.util
 import json
 import logging
 import sys
@@ -15,8 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mesa_lm import __version__
+<<<<<<< HEAD
 from mesa_lm.bench.command import bench
 from mesa_lm.errors import MesaError
+=======
+from mesa_lm.errors import MesaError, UsageError
+>>>>>>> main
 from mesa_lm.leaderboard.command import leaderboard
 from mesa_lm.probe.command import probe
 from mesa_lm.theory.cli import theory
@@ -162,6 +168,44 @@ def methods(
 
 
 app.command()(theory)
+
+
+@app.command()
+def track(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULTS", help="Results files, or folders that hold some.", show_default=False),
+    ],
+    project: Annotated[str, typer.Option(help="W&B project.")] = "mesa-lm",
+    group: Annotated[str, typer.Option(help="Name of these evaluations; their runs form a group.")] = "evaluations",
+    entity: Annotated[str | None, typer.Option(help="W&B team or user.", show_default=False)] = None,
+    folder: Annotated[Path, typer.Option(help="Local folder of the runs.")] = Path("tracking"),
+    mode: Annotated[
+        str | None,
+        typer.Option(help="online or offline. Default: WANDB_MODE, else online with an API key.", show_default=False),
+    ] = None,
+) -> None:
+    """Log results to Weights & Biases: a run per model and method, and the leaderboard.
+
+    Logging again replaces what was logged before. Offline runs are sent later by `wandb sync`.
+    """
+    try:
+        tracking = pipelines_module("tracking")
+    except ImportError as error:
+        raise UsageError(f'logging to W&B needs {error.name}: pip install "mesa-lm[pipelines]"') from error
+    target = tracking.Target(project=project, group=group, folder=folder, entity=entity, mode=mode)
+    for name in tracking.track(results, target):
+        print(name)
+
+
+def pipelines_module(name: str) -> Any:
+    """Import a module of the pipelines, which lie inside the package in a wheel and beside it in a checkout.
+
+    Raises:
+        ImportError: It, or something that it needs, is not installed.
+    """
+    inside = importlib.util.find_spec("mesa_lm.pipelines") is not None
+    return importlib.import_module(f"mesa_lm.pipelines.{name}" if inside else f"pipelines.{name}")
 
 
 def _describe(method: type[Any]) -> dict[str, Any]:

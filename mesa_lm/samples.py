@@ -35,7 +35,7 @@ def answers(cell: Cell) -> list[Answer]:
         return []
     metric, _, filter_name = cell.metric.partition(",")
     found = []
-    for _, record in _records(_samples_path(cell)):
+    for _, record in _records(samples_path(cell)):
         response = record.get("filtered_resps")
         while isinstance(response, list) and response:
             response = response[0]
@@ -57,7 +57,7 @@ def scores(cell: Cell) -> dict[str, float]:
     Raises:
         UsageError: No samples were logged, or their file is damaged, or does not hold what the results file says.
     """
-    path = _samples_path(cell)
+    path = samples_path(cell)
     if not path.exists():
         raise UsageError(f"{path}: no such file; evaluate with --log_samples to compare samples")
     metric, _, filter_name = cell.metric.partition(",")
@@ -82,10 +82,10 @@ def scores(cell: Cell) -> dict[str, float]:
 
 def has_samples(cell: Cell) -> bool:
     """Return whether the samples behind a metric were logged."""
-    return _samples_path(cell).exists()
+    return samples_path(cell).exists()
 
 
-def _samples_path(cell: Cell) -> Path:
+def samples_path(cell: Cell) -> Path:
     """Return the file that lm-eval writes for a task beside its results file."""
     stamp = cell.source.stem.removeprefix("results_")
     return cell.source.with_name(f"samples_{cell.name}_{stamp}.jsonl")
