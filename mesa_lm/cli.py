@@ -17,12 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mesa_lm import __version__
-<<<<<<< HEAD
 from mesa_lm.bench.command import bench
-from mesa_lm.errors import MesaError
-=======
 from mesa_lm.errors import MesaError, UsageError
->>>>>>> main
 from mesa_lm.leaderboard.command import leaderboard
 from mesa_lm.probe.command import probe
 from mesa_lm.theory.cli import theory
