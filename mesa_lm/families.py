@@ -15,8 +15,9 @@ class Family:
 
     Attributes:
         attention: Names of its attention classes in transformers' file for this type.
-        folder: Folder of transformers.models that holds the file.
-        position: Its position encoding; "falcon" chooses between the other two by its config.
+        folder: Folder of transformers.models that holds the file; None for remote code, which is tried out on a few
+            tokens before it is believed.
+        position: Its position encoding; "by config": one of the other two, see `uses_alibi`.
         interleaved: Rotates component 2m with 2m + 1, else m with m + rotary_dim / 2.
         interleaved_angles: Its rotary module repeats each cosine at once.
         windows: Which layers have the config's sliding window: those that its layer_types name, or all.
@@ -26,8 +27,8 @@ class Family:
     """
 
     attention: tuple[str, ...]
-    folder: str
-    position: Literal["rotary", "alibi", "falcon"] = "rotary"
+    folder: str | None
+    position: Literal["rotary", "alibi", "by config"] = "rotary"
     interleaved: bool = False
     interleaved_angles: bool = False
     windows: Literal["none", "by layer", "all layers"] = "none"
@@ -84,21 +85,29 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family(
         attention=("FalconAttention", "FalconFlashAttention2"),
         folder="falcon",
-        position="falcon",
+        position="by config",
         own_call=True,
         about="`alibi` in the config chooses the positions",
     ),
     "mpt": Family(attention=("MptAttention",), folder="mpt", position="alibi", own_call=True),
     "bloom": Family(attention=("BloomAttention",), folder="bloom", position="alibi", own_call=True),
+    "baichuan": Family(
+        attention=("Attention", "BaichuanAttention"),
+        folder=None,
+        position="by config",
+        own_call=True,
+        about="remote code; no generation under transformers 5",
+    ),
 }
+LATENT = (
+    "latent attention: the model caches one compressed vector per token, and moving keys to other positions takes "
+    "those of every head, many times the memory (71 times in DeepSeek-V3)"
+)
 # Types that are refused, with what keeps them out.
 REFUSED: dict[str, str] = {
-    "deepseek_v2": "latent attention: it rotates only a part of each head that is projected apart from the rest and "
-    "shared by all heads, as complex numbers, and its values are narrower than its keys",
-    "deepseek_v3": "latent attention: it rotates only a part of each head that is projected apart from the rest and "
-    "shared by all heads, and its values are narrower than its keys",
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
     "gpt_oss": "attention sinks: every head adds a learned score to the sum of its exponentiated scores",
-    "baichuan": "remote code: its attention is not part of transformers and cannot be checked",
 }
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 
@@ -141,7 +150,10 @@ def family_of(config: Any) -> Family:
 def uses_alibi(config: Any) -> bool:
     """Tell whether a supported model has ALiBi instead of rotary positions."""
     family = family_of(config)
-    return family.position == "alibi" or (family.position == "falcon" and bool(config.alibi))
+    if family.position == "by config":
+        # Of Baichuan's configs only those of rotary models have a longest position.
+        return bool(config.alibi) if config.model_type == "falcon" else not hasattr(config, "max_position_embeddings")
+    return family.position == "alibi"
 
 
 def rope_sets(config: Any) -> dict[str | None, dict[str, Any]]:
@@ -177,6 +189,8 @@ def refusal(method: type[Method], family: Family, alibi: bool) -> str | None:
         return None
     if alibi:
         return "it scales rotary frequencies, and ALiBi has none"
+    if family.folder is None and method.static_rope:
+        return "it replaces a model's rotary frequencies, and remote code keeps its own"
     if family.plain_full_layers:
         return "it scales rotary frequencies, and the layers that see everything have none"
     return None
@@ -232,7 +246,7 @@ def table() -> list[Row]:
     """Return which methods every family supports, and the types that are refused altogether."""
     rows = []
     for model_type, family in FAMILIES.items():
-        kinds = (False, True) if family.position == "falcon" else (family.position == "alibi",)
+        kinds = (False, True) if family.position == "by config" else (family.position == "alibi",)
         for alibi in kinds:
             position = "ALiBi" if alibi else "rotary, interleaved" if family.interleaved else "rotary"
             windows = {"none": "", "by layer": "sliding windows in some layers", "all layers": "sliding windows"}

@@ -104,6 +104,19 @@ class MesaHFLM(UncutHFLM):
         with one_line_errors("model", pretrained), refused_keyword(self.method.name, kwargs, HF_KEYWORDS):
             super()._create_model(pretrained=pretrained, **kwargs)
 
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generate as `hf` does.
+
+        Raises:
+            ModelError: The model cannot generate, as remote code written for earlier versions of transformers.
+        """
+        if not callable(getattr(self.model, "generate", None)):
+            raise ModelError(
+                f"{type(self.model).__name__} has no generate(), which this task needs; with the installed "
+                "transformers the model's code serves only tasks that score given text"
+            )
+        return super().generate_until(requests, disable_tqdm)
+
     # Results.
 
     def get_model_info(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.nn.functional import dropout
 
 # Attention of a layer: query, key and value, each (batch, heads, len, head_dim), and the factor of the scores.
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-OwnCall = Callable[..., tuple[Tensor, None]]
+OwnCall = Callable[..., tuple[Tensor | None, ...]]
 
 
 def gptj(module: Any, attend: Attend, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
@@ -51,7 +51,14 @@ def bloom(module: Any, attend: Attend, hidden_states: Tensor, residual: Tensor, 
     return residual + dropout(output, p=module.hidden_dropout, training=module.training), None
 
 
-OWN_CALLS: dict[str, OwnCall] = {"gptj": gptj, "falcon": falcon, "mpt": mpt, "bloom": bloom}
+def packed(module: Any, attend: Attend, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+    """Baichuan: one projection, query, key and value one after another; the third result stands for a cache."""
+    shape = (*hidden_states.shape[:2], module.num_heads, module.head_dim)
+    query, key, value = (states.reshape(shape).transpose(1, 2) for states in module.W_pack(hidden_states).chunk(3, -1))
+    return module.o_proj(_merged(attend(query, key, value, float(module.head_dim) ** -0.5))), None, None
+
+
+OWN_CALLS: dict[str, OwnCall] = {"gptj": gptj, "falcon": falcon, "mpt": mpt, "bloom": bloom, "baichuan": packed}
 
 
 def _merged(output: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from mesa_lm.growing import let_grow
 from mesa_lm.methods import Method, Origin, make_method, train_length_of
 from mesa_lm.own_calls import OWN_CALLS
 from mesa_lm.passes import Pass
+from mesa_lm.remote import keeping_logits, try_out
 from mesa_lm.replacing import replaced
 from mesa_lm.reuse import ChunkStore
 from mesa_lm.static_scaling import scale_statically
@@ -139,7 +140,14 @@ class Handle:
             self._undo.callback(self.model.register_forward_pre_hook(self._look_at_length, with_kwargs=True).remove)
             self._replace_forward(self._stock_forward)
             return
+        self._original, self._rotary_modules = keeping_logits(self._original, self.model), rotary_modules(self.model)
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
+        if family_of(self.model.config).folder is None:
+            try:
+                try_out(self.model, self._layers, self._original, self._run_pass, self._own_attention)
+            except ModelError:
+                self.remove()
+                raise
         # torch.compile leaves it as it is; what is compiled inside the model stays compiled.
         self._replace_forward(torch.compiler.disable(self._forward))
 
@@ -164,14 +172,19 @@ class Handle:
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and len(args) <= 1:
             use_cache = kwargs.get("use_cache")
             use_cache = getattr(self.model.config, "use_cache", False) if use_cache is None else use_cache
-            if use_cache and kwargs.get("past_key_values") is None and self.model.config.model_type in FAMILIES:
+            family = FAMILIES.get(self.model.config.model_type)
+            is_stock = family is not None and family.folder is not None
+            if use_cache and kwargs.get("past_key_values") is None and is_stock:
                 kwargs["past_key_values"] = DynamicCache(config=self.model.config)  # as these models do themselves
             let_grow(kwargs.get("past_key_values"))
         return self._original(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(type(self.model).forward).bind(self.model, *args, **kwargs).arguments
-        call = {**bound.pop("kwargs", {}), **bound}
+        signature = inspect.signature(type(self.model).forward)
+        added = {} if "logits_to_keep" in signature.parameters else {"logits_to_keep": kwargs.get("logits_to_keep", 0)}
+        given = {name: value for name, value in kwargs.items() if name not in added}
+        bound = signature.bind(self.model, *args, **given).arguments
+        call = {**bound.pop("kwargs", {}), **bound, **added}
         forward = Forward(self.method, self._layers, self._run_pass, store=self.store, **_inputs(call, self.model))
         if forward.is_untouched():
             return self._stock_forward(*args, **kwargs)
@@ -251,8 +264,10 @@ class Handle:
             for config in self._configs:
                 undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
-            for module in rotary_modules(self.model):
+            for module in self._rotary_modules:
                 undo.callback(replaced(module, "forward", _no_rotation))
+            if hasattr(self.model.base_model, "get_alibi_mask"):
+                undo.callback(replaced(self.model.base_model, "get_alibi_mask", _no_mask))
             for layer, module in enumerate(self._attention_modules if own_call else []):
                 attend = functools.partial(torch.compiler.disable(_attend), layer)
                 call = functools.partial(OWN_CALLS[self.model.config.model_type], module, attend)
@@ -281,7 +296,7 @@ def _inputs(call: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """Pick the arguments of a forward call that decide what has to be computed."""
     use_cache = call.get("use_cache")
     if use_cache is None:
-        use_cache = model.config.use_cache
+        use_cache = getattr(model.config, "use_cache", True)
     cache = call.get("past_key_values")
     if cache is not None and not isinstance(cache, Cache):
         raise ModelError(f"past_key_values must be a transformers Cache, found {type(cache).__name__}")

@@ -26,24 +26,30 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     """
     config = model.config
     family = family_of(config)
-    home = f"transformers.models.{family.folder}.modeling_{family.folder}"
+    home = f"transformers.models.{family.folder}.modeling_{family.folder}" if family.folder else "transformers_modules"
     found: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         kind = type(module)
         if "attention" not in kind.__name__.lower():
             continue
-        if kind.__name__ not in family.attention or kind.__module__ != home:
+        at_home = kind.__module__ == home if family.folder else kind.__module__.split(".")[0] == home
+        if kind.__name__ not in family.attention or not at_home or not _is_complete(module, family):
             raise ModelError(
                 f"the attention module {kind.__module__}.{kind.__qualname__} at {name!r} is not one that methods "
                 f"understand; model type {config.model_type!r} has {' or '.join(family.attention)} of {home}"
             )
-        found[int(module.layer_idx)] = module
+        found[int(getattr(module, "layer_idx", len(found)))] = module
     if sorted(found) != list(range(config.num_hidden_layers)):
         raise ModelError(
             f"model type {config.model_type!r} has {config.num_hidden_layers} layers, but attention modules were found "
             f"in layers {sorted(found)}"
         )
     return [found[layer] for layer in sorted(found)]
+
+
+def _is_complete(module: nn.Module, family: Family) -> bool:
+    """Tell whether a module of remote code has what `own_calls.packed` uses."""
+    return family.folder is not None or all(hasattr(module, x) for x in ("W_pack", "o_proj", "num_heads", "head_dim"))
 
 
 def rotary_modules(model: nn.Module) -> list[nn.Module]:
@@ -83,20 +89,23 @@ def layers_of(model: PreTrainedModel, train_length: int | None) -> Layers:
 
 
 def _encoding(model: PreTrainedModel, family: Family, kind: str | None, plain: bool) -> Encoding:
-    if model.config.model_type == "gptj":
-        return Rotary(gptj_rotary(model), model.dtype, interleaved=True)
+    if model.config.model_type in ("gptj", "baichuan"):
+        return Rotary(rebuilt_rotary(model), model.dtype, interleaved=family.interleaved)
     module = rotary_modules(model)[0]
     rotary = Rotary(module, model.dtype, kind, family.interleaved, family.interleaved_angles)
     return Encoding(rotary.device, model.dtype) if plain else rotary
 
 
-def gptj_rotary(model: PreTrainedModel) -> nn.Module:
-    """Return a rotary module with GPT-J's frequencies, of which the model has only a table of sines and cosines."""
+def rebuilt_rotary(model: PreTrainedModel) -> nn.Module:
+    """Return a rotary module for a model whose own one cannot be asked for the angles of a position.
+
+    GPT-J has a table of sines and cosines; Baichuan a module that returns those of all positions from 0.
+    """
     config = model.config
     view = LlamaConfig(
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
-        head_dim=config.rotary_dim or config.hidden_size,
+        head_dim=getattr(config, "rotary_dim", None) or config.hidden_size // config.num_attention_heads,
         max_position_embeddings=config.max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
@@ -120,7 +129,7 @@ def _slopes(model: PreTrainedModel) -> torch.Tensor:
                 build(torch.ones(1, 2, device=device), heads, torch.float32)
                 * (model.config.hidden_size // heads) ** -0.5
             )
-        case other:
-            raise AssertionError(other)
+        case _:
+            return torch.tensor(sys.modules[type(inner).__module__]._get_interleave(heads), device=device)
     at_first, at_second = both.float().reshape(heads, 2).unbind(1)
     return at_second - at_first

@@ -19,6 +19,7 @@ import mesa_lm
 from mesa_lm.cli import app
 from mesa_lm.errors import ModelError
 from mesa_lm.families import markdown, table
+from mesa_lm.passes import SlidingWindow
 
 PROMPT, NEW = 61, 3
 # float32 passes against float64; logits are of the order of 5.
@@ -159,7 +160,7 @@ def test_what_a_method_leaves_alone_is_the_untouched_model(variant):
 def test_rows_of_a_batch_are_their_own(variant):
     """Rows within and beyond T, padded on either side, decoded across T."""
     model = tiny(variant)
-    rows = [random_ids(length, length) for length in (11, T - 1, 59, 41)]
+    rows = [random_ids(length, length) for length in (11, T - 1, 59, 41, 59)]
     for name, side in (("mesa", "left"), ("rerope", "right")):
         with torch.no_grad(), mesa_lm.extrapolate(model, name):
             for batched, alone in together_and_alone(model, rows, side, random_ids(3, 99)):
@@ -179,6 +180,22 @@ def test_generation_with_and_without_cache_across_the_training_length(variant):
         if variant != "phi3-longrope":  # it drops its cache where the padded batch, not the row, passes T
             together = model.generate(**pad([ids[0], random_ids(T + 8, 1)], "left"), **options)
             assert torch.equal(together[0, -19:], cached[0, -19:])
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "phi3-longrope", "llama-dynamic", "cohere2", "mpt"])
+def test_long_prompts_are_run_in_passes(variant, monkeypatch):
+    """Several blocks of middle chunks, several passes, queries in small blocks: as in one."""
+    model, ids = tiny(variant), random_ids(211)
+    rows = pad([ids, ids.flip(0), ids[:97]], "right")
+    for name in ("mesa", "rerope", "lm_infinite"):
+        with torch.no_grad(), mesa_lm.extrapolate(model, name):
+            expected, batch = decode(model, ids, 205), model(**rows).logits
+            with monkeypatch.context() as small:
+                small.setattr("mesa_lm.forward.PASS_TOKENS", 53)
+                small.setattr(SlidingWindow, "block_len", 11)
+                small.setattr(mesa_lm.methods()[name], "block_len", 13)
+                torch.testing.assert_close(decode(model, ids, 205), expected, atol=TOLERANCE, rtol=0)
+                torch.testing.assert_close(model(**rows).logits, batch, atol=TOLERANCE, rtol=0)
 
 
 def test_sliding_layers_keep_their_window_beyond_the_training_length():
@@ -287,7 +304,8 @@ def test_what_is_not_understood_is_refused_before_loading(config, message):
 def test_the_documented_table_is_the_code_s():
     documented = (Path(mesa_lm.__file__).parents[1] / "docs" / "families.md").read_text()
     assert markdown(table()) in documented
-    assert {row.model_type for row in table() if row.position} == {tiny(v).config.model_type for v in VARIANTS}
+    tested = {tiny(v).config.model_type for v in VARIANTS} | {"baichuan"}  # in test_remote.py
+    assert {row.model_type for row in table() if row.position} == tested
 
 
 def test_the_command_prints_the_table():

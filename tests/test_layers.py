@@ -20,7 +20,7 @@ LAYERS = (
     {"passes"},
     {"forward"},
     {"structure", "own_calls", "tables"},
-    {"static_scaling"},
+    {"static_scaling", "remote"},
     {"patching"},
     {"demo", "model_args", "tokenizing", "task_support"},
     {"scoring", "harness", "discovery", "plugin"},

@@ -72,10 +72,18 @@ def train_length_of(config: Any) -> int:
     """
     rope = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention") or rope  # some models have one set for each kind of layer
-    named = ("original_max_position_embeddings", "max_position_embeddings", "max_seq_len", "seq_length")
-    for value in (rope.get(named[0]), *(getattr(config, name, None) for name in named)):
-        if value:
-            return int(value)
+    named = (
+        "original_max_position_embeddings",
+        "max_position_embeddings",
+        "max_seq_len",
+        "seq_length",
+        "model_max_length",
+    )
+    original, *longest = (getattr(config, name, None) for name in named)
+    # Phi-3's config has an original length by default, which says nothing where the longest is shorter.
+    given = [int(value) for value in (rope.get(named[0]) or original, next(filter(None, longest), None)) if value]
+    if given:
+        return min(given)
     raise MethodError(
         f"the config of model type {getattr(config, 'model_type', '?')!r} names none of {', '.join(named)}; "
         "give train_length="
