@@ -152,7 +152,7 @@ class Handle:
         self._replace_forward(torch.compiler.disable(self._forward))
 
     def _replace_forward(self, own: Callable[..., Any]) -> None:
-        @functools.wraps(self._original)
+        @functools.wraps(self.model.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
             return own(*args, **kwargs)
 
