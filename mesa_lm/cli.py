@@ -167,6 +167,42 @@ app.command()(theory)
 
 
 @app.command()
+def sweep(
+    configuration: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see docs/pipeline.md.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a setting: name=value; may be given again.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder, instead of the file's.", show_default=False)] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster: auto, or ray://HOST:10001. Default: one on this machine.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the shards and what they cost, and stop.")] = False,
+    tokens_per_s: Annotated[
+        float, typer.Option(min=1, help="Tokens per second and GPU, for the estimate of --dry-run.")
+    ] = 5000.0,
+) -> None:
+    """Evaluate models x methods x tasks x lengths on a Ray cluster.
+
+    What an earlier run finished is not run again. Exit status 1 if a shard failed for good.
+    """
+    command = _pipelines("command")
+    raise typer.Exit(command.sweep(configuration, overrides or [], out, address, dry_run, tokens_per_s))
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of a sweep.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show how far a sweep is, and what failed why."""
+    found = _pipelines("command").status(folder, as_json)
+    if as_json:
+        print(json.dumps(found, indent=2))
+
+
+@app.command()
 def track(
     results: Annotated[
         list[Path],
@@ -185,13 +221,22 @@ def track(
 
     Logging again replaces what was logged before. Offline runs are sent later by `wandb sync`.
     """
-    try:
-        tracking = pipelines_module("tracking")
-    except ImportError as error:
-        raise UsageError(f'logging to W&B needs {error.name}: pip install "mesa-lm[pipelines]"') from error
+    tracking = _pipelines("tracking")
     target = tracking.Target(project=project, group=group, folder=folder, entity=entity, mode=mode)
     for name in tracking.track(results, target):
         print(name)
+
+
+def _pipelines(name: str) -> Any:
+    """Import a module of the pipelines.
+
+    Raises:
+        UsageError: What it needs is not installed.
+    """
+    try:
+        return pipelines_module(name)
+    except ImportError as error:
+        raise UsageError(f'this command needs {error.name}: pip install "mesa-lm[pipelines]"') from error
 
 
 def pipelines_module(name: str) -> Any:

@@ -15,9 +15,9 @@ from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import MethodError, ModelError, UsageError
 from mesa_lm.families import check_supported
-from mesa_lm.methods import Origin, train_length_of
+from mesa_lm.methods import Method, Origin, train_length_of
 from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
-from mesa_lm.patching import extrapolate
+from mesa_lm.patching import Handle, extrapolate
 from mesa_lm.reuse import check_store, free_bytes
 from mesa_lm.scoring import UncutHFLM
 
@@ -71,12 +71,37 @@ class MesaHFLM(UncutHFLM):
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         super().__init__(pretrained=pretrained, **others)
+        self._store_gib = chunk_store_gib
+        self._handle = self._attached()
+
+    def _attached(self) -> Handle | None:
+        """Attach the method; None for a quantiser's own class, which runs as it is under `origin`."""
         base = getattr(self.model, "get_base_model", lambda: self.model)()
         if self.stock_calls and not isinstance(base, PreTrainedModel):
-            return  # a quantiser's own class: it runs as it is
+            return None
         handle = extrapolate(self.model, self.method)
-        given = None if chunk_store_gib is None else int(chunk_store_gib * 2**30)
-        handle.reuse_chunks(free_bytes(self.model.device) // 8 if given is None else given)
+        store = free_bytes(self.model.device) // 8 if self._store_gib is None else int(self._store_gib * 2**30)
+        handle.reuse_chunks(store)
+        return handle
+
+    def switch(self, method: Method) -> None:
+        """Run another method from now on, with the weights that are loaded.
+
+        Args:
+            method: The method with its parameters.
+
+        Raises:
+            MethodError: Its parameters do not fit the model; the present method stays.
+            ModelError: It cannot run on the model; the present method stays.
+        """
+        stock_calls = isinstance(method, Origin)
+        if not stock_calls:
+            check_supported(self.config, method)
+            method = method.resolve(self.config)
+        if self._handle is not None:
+            self._handle.remove()
+        self.method, self.stock_calls = method, stock_calls
+        self._handle = self._attached()
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.
 
