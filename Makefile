@@ -1,6 +1,6 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: run test check lint types demo-model comparison wheel hook-cost
+.PHONY: run test check lint types demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval bench-gpu wheel hook-cost
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -39,6 +39,31 @@ comparison: .venv/installed
 	$(BIN)/mesa-lm plot results/comparison --task passkey_long --out docs/figures/comparison_passkey.png
 	$(BIN)/mesa-lm plot results/comparison --task long_ppl --metric nll --out docs/figures/comparison_nll.png
 	$(BIN)/mesa-lm leaderboard results/comparison
+
+# The tables of docs/performance.md: on an idle machine with two cores about two hours, most of it plain attention at 64k.
+BENCH := $(BIN)/mesa-lm bench --out results/bench
+bench: bench-mesa bench-methods bench-sharing bench-lm-eval
+
+bench-mesa: .venv/installed
+	$(BENCH)/mesa --method stock --method origin --method mesa --lengths 1k,2k,4k,16k,64k --repeats 3
+
+bench-methods: .venv/installed
+	$(BENCH)/methods --method all --lengths 8k,16k,32k --repeats 3 --warm-up 0
+
+bench-sharing: .venv/installed
+	$(BIN)/python -m mesa_lm.bench.sharing
+
+bench-lm-eval: .venv/installed
+	for task in passkey_long long_ppl; do \
+		$(BIN)/python -m mesa_lm.bench.share --model mesa-hf --tasks $$task || exit; \
+	done
+
+# Needs a GPU with 80 GB or more; lengths that run out of memory are results.
+bench-gpu: .venv/installed
+	for shape in llama-2-7b llama-3-8b; do \
+		$(BENCH)/$$shape --shape $$shape --dtypes bfloat16 --device cuda --method stock --method origin --method mesa \
+			--lengths 4k,8k,16k,32k,64k,128k,256k,512k --repeats 3 || exit; \
+	done
 
 wheel: .venv/pyvenv.cfg
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

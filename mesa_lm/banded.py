@@ -2,16 +2,20 @@
 
 from functools import partial
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mesa_lm.bands import Sum, attend_band, merge_rounded
 from mesa_lm.cache import WovenCache
+from mesa_lm.engine import Partial, attend_masked
 from mesa_lm.methods.base import Method
-from mesa_lm.positions import Extent
+from mesa_lm.positions import Band, Extent
 from mesa_lm.prefill import rotary_for
 from mesa_lm.rotary import Angles, Encoding, multiply, rotate
+
+_MOST_MOVES = 4  # positions of one query that are scored against all keys of a band, rather than moving the keys
 
 
 class Banded:
@@ -103,6 +107,22 @@ class _Run:
         return torch.cat([block.attend(layer, query[:, :, block.part], scaling) for block in self.blocks], dim=2)
 
 
+class _MovedQuery(NamedTuple):
+    """A band of one query, from slot `start` to `end`, with the query at several positions.
+
+    Attributes:
+        start: First key.
+        end: One past the last.
+        angles: Of the query's positions.
+        visible: (positions, keys) which keys each of them scores.
+    """
+
+    start: int
+    end: int
+    angles: Angles
+    visible: Tensor
+
+
 class _Block:
     """Some consecutive queries of a run, with their bands and the angles these need."""
 
@@ -112,6 +132,7 @@ class _Block:
         self.scale = None if scale is None else scale[part]
         self.query_angles = [run.rotary.angles(band.query_position[None]) for band in self.bands]
         self._shifts: dict[tuple[int, int, int], Angles | None] = {}
+        self._moved = [self._moved_query(band) for band in self.bands] if len(index) == 1 else [None] * len(self.bands)
 
     def attend(self, layer: int, query: Tensor, scaling: float) -> Tensor:
         """Return (rows, num_heads, q_len, head_dim) for the block's queries, given unrotated."""
@@ -120,9 +141,36 @@ class _Block:
         rounded = self.run.method.rounds_merge and self.run.new > 1
         sums = [Sum(query)] * len(self.bands) if not rounded else [Sum(query) for _ in self.bands]
         for i, (band, angles) in enumerate(zip(self.bands, self.query_angles, strict=True)):
+            moved = self._moved[i]
+            if moved is not None:
+                self._attend_moved(layer, query, moved, scaling, sums[i])
+                continue
             own = query if band.queries is None else query[:, :, band.queries.to(query.device)]
             attend_band(rotate(own, angles), partial(self._keys, layer, i), band, scaling, sums[i])
         return merge_rounded(sums) if rounded else sums[0].output()
+
+    def _moved_query(self, band: Band) -> _MovedQuery | None:
+        """Return a band of one query with its keys left where they are stored; None where that does not pay.
+
+        Its scores depend on distances alone, so that moving the query back does what moving all of the keys forth does.
+        """
+        start, end = int(band.start[0]), int(band.end[0])
+        index = torch.arange(start, max(start, end))
+        distance = band.key_position(index) - self.run.stored_at(index)
+        values = distance.unique()
+        if len(values) > _MOST_MOVES or not bool(values.any()):
+            return None
+        angles = self.run.rotary.angles((band.query_position - values)[None])
+        return _MovedQuery(start, end, angles, distance == values[:, None])
+
+    def _attend_moved(self, layer: int, query: Tensor, moved: _MovedQuery, scaling: float, total: Sum) -> None:
+        """Add a band of one query, (rows, num_heads, 1, head_dim), given unrotated."""
+        cached = self.run.cached, slice(None), slice(moved.start, moved.end)
+        keys, values = self.run.cache.keys[layer][cached], self.run.cache.values[layer][cached]
+        part = attend_masked(rotate(query, moved.angles), keys, values, scaling, moved.visible)
+        for place in range(len(moved.visible)):
+            one = slice(place, place + 1)
+            total.add(Partial(part.output[:, :, one], part.lse[:, :, one]), slice(0, 1))
 
     def _keys(self, layer: int, band: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Return cached keys and values of some slots, the keys moved to where a band scores them."""

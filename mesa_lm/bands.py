@@ -13,6 +13,9 @@ from torch import Tensor
 from mesa_lm.engine import Partial, attend, attend_masked
 from mesa_lm.positions import Band
 
+# Queries that share a mask at a slanted edge: fewer mask less in vain, but fill the kernel's blocks worse.
+_TILE, _SMALLEST_TILE = 128, 16
+
 
 class Sum:
     """Attention of a block of queries, added up over disjoint sets of keys."""
@@ -28,18 +31,19 @@ class Sum:
         self._output = torch.zeros(query.shape, dtype=dtype, device=query.device)
         self._lse = torch.full(query.shape[:-1], -torch.inf, dtype=dtype, device=query.device)
 
-    def add(self, part: Partial, queries: Tensor | None) -> None:
-        """Add keys: for all queries, or for some, which a part with lse = -inf leaves as they were."""
-        rows = slice(None) if queries is None else queries.to(self._lse.device)
+    def add(self, part: Partial, rows: slice | Tensor) -> None:
+        """Add keys.
+
+        Args:
+            part: Attention of some queries to them; where its lse is -inf, a query stays as it was.
+            rows: Which queries.
+        """
         output, lse = self._output[:, :, rows], self._lse[:, :, rows]
-        # The maximum is finite as soon as a query has seen a key; -inf - -inf must not arise before.
-        highest = torch.maximum(lse, part.lse)
-        offset = highest.masked_fill(highest == -torch.inf, 0)
-        weights = (lse - offset).exp(), (part.lse - offset).exp()
-        total = weights[0] + weights[1]
-        share = (weights[1] / total.clamp(min=torch.finfo(total.dtype).tiny)).unsqueeze(-1)
-        self._output[:, :, rows] = torch.lerp(output, part.output.to(output.dtype), share)
-        self._lse[:, :, rows] = total.log() + offset
+        share = torch.sigmoid(part.lse - lse).nan_to_num(0)  # nan: a query that has seen no key so far, and sees none
+        output.lerp_(part.output.to(output.dtype), share.unsqueeze(-1))
+        torch.logaddexp(lse, part.lse, out=lse)
+        if isinstance(rows, Tensor):  # a slice gave views
+            self._output[:, :, rows], self._lse[:, :, rows] = output, lse
 
     @property
     def lse(self) -> Tensor:
@@ -78,14 +82,50 @@ def attend_band(
     start, end = band.start, torch.maximum(band.start, band.end)
     if bool((end == start).all()):
         return
+    own = slice(0, query.shape[2]) if band.queries is None else band.queries.to(query.device)
     inner = int(start[-1]), int(end[0])  # seen by every query
     if inner[0] < inner[1]:
-        total.add(attend(query, *keys(*inner), scaling, causal=False), band.queries)
+        total.add(attend(query, *keys(*inner), scaling, causal=False), own)
         edges = [(int(start[0]), inner[0]), (inner[1], int(end[-1]))]
     else:
         edges = [(int(start[0]), int(end[-1]))]
-    for first, last in edges:
-        if first < last:
-            index = torch.arange(first, last)
-            visible = (index >= start[:, None]) & (index < end[:, None])
-            total.add(attend_masked(query, *keys(first, last), scaling, visible), band.queries)
+    for edge in edges:
+        if edge[0] < edge[1]:
+            _attend_edge(query, *keys(*edge), edge, (start, end), scaling, own, total)
+
+
+def _attend_edge(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edge: tuple[int, int],
+    bounds: tuple[Tensor, Tensor],
+    scaling: float,
+    own: slice | Tensor,
+    total: Sum,
+) -> None:
+    """Add keys that not every query sees, a tile of queries at a time: a tile needs few keys that some do not see.
+
+    Args:
+        query: As in `attend_band`.
+        key: The edge's.
+        value: The edge's.
+        edge: First key, and one past the last.
+        bounds: For each query its first key, and one past its last.
+        scaling: Factor of the scores.
+        own: Which queries of the block these are.
+        total: What to add to.
+    """
+    start, end = bounds
+    steepest = max(1, int(torch.stack([start[-1] - start[0], end[-1] - end[0]]).max()) // len(start))
+    size = max(_SMALLEST_TILE, _TILE // steepest)
+    for first in range(0, len(start), size):
+        tile = slice(first, min(first + size, len(start)))
+        low, high = max(edge[0], int(start[tile.start])), min(edge[1], int(end[tile.stop - 1]))
+        if low >= high:
+            continue
+        index = torch.arange(low, high)
+        visible = (index >= start[tile, None]) & (index < end[tile, None])
+        seen = slice(low - edge[0], high - edge[0])
+        part = attend_masked(query[:, :, tile], key[:, :, seen], value[:, :, seen], scaling, visible)
+        total.add(part, tile if isinstance(own, slice) else own[tile])

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mesa_lm import __version__
+from mesa_lm.bench.command import bench
 from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.leaderboard.command import leaderboard
 from mesa_lm.probe.command import probe
@@ -150,6 +151,9 @@ def compare(
 
 app.command()(leaderboard)
 app.command()(probe)
+
+
+app.command()(bench)
 
 
 @app.command()

@@ -15,8 +15,9 @@ from mesa_lm.errors import ModelError
 from mesa_lm.layers import Group, Layers
 from mesa_lm.methods.base import Method
 from mesa_lm.passes import Part, Pass, WindowedChunks, appending
-from mesa_lm.positions import Block, Extent, Weave
+from mesa_lm.positions import Block, Extent, Layout, Weave
 from mesa_lm.prefill import MiddleChunks
+from mesa_lm.reuse import ChunkStore, split_by_store
 
 # Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
 PASS_TOKENS = 8192
@@ -44,6 +45,7 @@ class Forward:
         cache: Cache | None,
         use_cache: bool,
         logits_to_keep: int | Tensor,
+        store: ChunkStore | None = None,
     ) -> None:
         """Look at the call's arguments; nothing is computed yet.
 
@@ -60,6 +62,7 @@ class Forward:
             cache: Filled by earlier calls, or empty, or None.
             use_cache: Whether the result carries a cache.
             logits_to_keep: As in transformers: number of last columns (0: all) or a 1-D tensor of columns.
+            store: Of middle chunks that prompts may share; None: none.
 
         Raises:
             ModelError: Neither or both of input_ids and inputs_embeds are given.
@@ -71,7 +74,7 @@ class Forward:
         assert tokens is not None
         self._method, self._layers, self._run_pass, self._tokens = method, layers, run_pass, tokens
         self._cache, self._use_cache, self._logits_to_keep = cache, use_cache, logits_to_keep
-        self._position_ids = position_ids
+        self._position_ids, self._store = position_ids, store
         self._batch, self._new = tokens.shape[:2]
         self._past = cache.get_seq_length() if cache is not None else 0
         self._mask = attention_mask
@@ -130,10 +133,7 @@ class Forward:
         weave = self._method.next_weave(prompt_len, last, prompt_len, None)
         first = self._appending(cache, rows, layout.first, totals)
         self._run(first, rows, columns[:, : layout.first])
-        for block in layout.blocks(PASS_TOKENS // len(rows)):
-            middle = self._middle(cache, rows, layout.first, block, weave)
-            part = columns[:, block.start : block.start + block.width * block.chunks]
-            self._run(middle, [row for row in rows for _ in range(block.chunks)], part.reshape(-1, block.width))
+        self._prefill_middle(cache, rows, columns, layout, weave)
         if weave is not None:
             for row in rows:
                 cache.reweave(row, weave, self._layers, end=layout.first)
@@ -160,13 +160,48 @@ class Forward:
         """Return the pass that appends `count` tokens to each row of an input of `totals` tokens."""
         return appending(cache, rows, count, self._method, self._layers, totals)
 
-    def _middle(self, cache: WovenCache, rows: list[int], first: int, block: Block, weave: Weave | None) -> Pass:
+    def _prefill_middle(
+        self, cache: WovenCache, rows: list[int], columns: Tensor, layout: Layout, weave: Weave | None
+    ) -> None:
+        """Run the middle chunks of prompts of one length, or take them from the store."""
+        store = self._store if self._name == "input_ids" and self._layers.share_chunks else None
+        if store is not None:
+            store.start_prompt()
+        for block in layout.blocks(PASS_TOKENS // len(rows)):
+            part = columns[:, block.start : block.start + block.width * block.chunks].reshape(-1, block.width)
+            owners = [row for row in rows for _ in range(block.chunks)]
+            if store is None:
+                self._run(self._middle(cache, rows, layout.first, block, weave), owners, part)
+                continue
+            names = [
+                store.name(self._tokens[row, columns[rows.index(row), : layout.first]], self._tokens[row, chunk])
+                for row, chunk in zip(owners, part, strict=True)
+            ]
+            for shared in split_by_store(store, names, block, unwanted=(self._slot[part] < 0).all(-1).tolist()):
+                middle = self._middle(cache, rows, layout.first, shared.block, weave, keeps=True)
+                if shared.states:
+                    middle.restore(shared.states)
+                    middle.finish()
+                    continue
+                self._run(middle, [owners[i] for i in shared.places], part[shared.places])
+                for i, states in zip(shared.places, middle.seen(), strict=True):
+                    store.keep(names[i], states)
+
+    def _middle(
+        self,
+        cache: WovenCache,
+        rows: list[int],
+        first: int,
+        block: Block,
+        weave: Weave | None,
+        keeps: bool = False,
+    ) -> Pass:
         """Return the pass of some middle chunks."""
 
         def part(group: Group) -> Part:
             if group.window is not None:
                 return WindowedChunks(cache, rows, block, group.window, group.encoding)
-            return MiddleChunks(cache, rows, first, block, weave, group.encoding)
+            return MiddleChunks(cache, rows, first, block, weave, group.encoding, keeps)
 
         return Pass(self._layers, part)
 

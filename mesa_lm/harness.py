@@ -3,13 +3,13 @@
 import inspect
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel
 
 from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
@@ -17,9 +17,9 @@ from mesa_lm.errors import MethodError, ModelError, UsageError
 from mesa_lm.families import check_supported
 from mesa_lm.methods import Method, Origin, train_length_of
 from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
-from mesa_lm.patching import extrapolate
+from mesa_lm.patching import Handle, extrapolate
+from mesa_lm.reuse import check_store, free_bytes
 from mesa_lm.scoring import UncutHFLM
-from mesa_lm.tables import lengthen_tables
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
 logger = logging.getLogger("lm_eval.models.mesa_hf")
@@ -42,12 +42,16 @@ class MesaHFLM(UncutHFLM):
     * An answer cache (`--use_cache`) of another model or method is refused instead of served.
     """
 
-    def __init__(self, pretrained: Any = None, method: str = "mesa", **kwargs: Any) -> None:
+    def __init__(
+        self, pretrained: Any = None, method: str = "mesa", chunk_store_gib: float | None = None, **kwargs: Any
+    ) -> None:
         """Load a model and attach a method to it.
 
         Args:
             pretrained: As for `hf`: a folder, a name on the Hugging Face hub or a model; None: the demo model.
             method: The name of the method, one of `mesa_lm.methods()`.
+            chunk_store_gib: Memory for middle chunks that requests share, in GiB, 0 for none; None: up to an eighth
+                of what is free.
             **kwargs: The method's parameters, and everything that `hf` accepts.
 
         Raises:
@@ -56,6 +60,7 @@ class MesaHFLM(UncutHFLM):
         """
         self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
         self.stock_calls = isinstance(self.method, Origin)
+        check_store(chunk_store_gib)
         if pretrained is None:
             logger.info("No pretrained= given: running the demo model that ships with mesa-lm")
             pretrained = str(MODEL_PATH)
@@ -66,7 +71,18 @@ class MesaHFLM(UncutHFLM):
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         super().__init__(pretrained=pretrained, **others)
-        self._detach = self._attach()
+        self._store_gib = chunk_store_gib
+        self._handle = self._attached()
+
+    def _attached(self) -> Handle | None:
+        """Attach the method; None for a quantiser's own class, which runs as it is under `origin`."""
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        if self.stock_calls and not isinstance(base, PreTrainedModel):
+            return None
+        handle = extrapolate(self.model, self.method)
+        store = free_bytes(self.model.device) // 8 if self._store_gib is None else int(self._store_gib * 2**30)
+        handle.reuse_chunks(store)
+        return handle
 
     def switch(self, method: Method) -> None:
         """Run another method from now on, with the weights that are loaded.
@@ -82,15 +98,10 @@ class MesaHFLM(UncutHFLM):
         if not stock_calls:
             check_supported(self.config, method)
             method = method.resolve(self.config)
-        self._detach()
+        if self._handle is not None:
+            self._handle.remove()
         self.method, self.stock_calls = method, stock_calls
-        self._detach = self._attach()
-
-    def _attach(self) -> Callable[[], None]:
-        """Attach the method, `origin` aside, which makes the model's own calls; return what undoes it."""
-        if not self.stock_calls:
-            return extrapolate(self.model, self.method).remove
-        return lengthen_tables(getattr(self.model, "get_base_model", lambda: self.model)())
+        self._handle = self._attached()
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.
 

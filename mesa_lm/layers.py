@@ -43,3 +43,8 @@ class Layers(NamedTuple):
     def all_windowed(self) -> bool:
         """Whether every layer keeps a sliding window, so that no method changes anything."""
         return all(group.window is not None for group in self.groups)
+
+    @property
+    def share_chunks(self) -> bool:
+        """Whether a middle chunk's keys and values do not depend on where it stands or on the prompt's length."""
+        return all(group.window is None and not group.encoding.follows_length for group in self.groups)

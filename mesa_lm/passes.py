@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from mesa_lm.banded import Banded
@@ -12,6 +13,7 @@ from mesa_lm.layers import Group, Layers
 from mesa_lm.methods.base import Method
 from mesa_lm.positions import Band, Block, Extent
 from mesa_lm.prefill import Append, MiddleChunks
+from mesa_lm.reuse import ChunkStates
 from mesa_lm.rotary import Encoding
 
 
@@ -98,6 +100,29 @@ class Pass:
         encoding = self._layers.groups[number].encoding
         entered = encoding.enter(query, key, value, scaling)
         return encoding.leave(self._parts[number].attend(layer, *entered, scaling), value)
+
+    def seen(self) -> list[ChunkStates]:
+        """Return the keys and values of each middle chunk of a pass that keeps them."""
+        chunks: list[ChunkStates] = []
+        for part in self._parts:
+            assert isinstance(part, MiddleChunks), "only middle chunks are kept"
+            chunks = chunks or [{} for _ in range(len(part.rows) * part.block.chunks)]
+            for layer, (key, value) in part.seen.items():
+                for i, states in enumerate(chunks):
+                    states[layer] = key[i], value[i]
+        return chunks
+
+    def restore(self, chunks: list[ChunkStates]) -> None:
+        """Write middle chunks that were seen before to the cache, in the place of running the pass.
+
+        Args:
+            chunks: Ordered by prompt, then by chunk.
+        """
+        for layer in chunks[0]:
+            part = self._parts[self._layers.group_of[layer]]
+            assert isinstance(part, MiddleChunks), "only middle chunks are kept"
+            key, value = (torch.stack([states[layer][i] for states in chunks]) for i in range(2))
+            part.store(layer, key, value)
 
     def finish(self) -> None:
         """Count the new tokens as cached, after the last layer."""

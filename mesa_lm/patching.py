@@ -20,18 +20,20 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mesa_lm.engine import Scoring
 from mesa_lm.errors import MethodError, ModelError
-from mesa_lm.families import check_supported, family_of, layer_windows
+from mesa_lm.families import FAMILIES, check_supported, family_of, layer_windows
 from mesa_lm.forward import Forward
+from mesa_lm.growing import let_grow
 from mesa_lm.methods import Method, Origin, make_method, train_length_of
 from mesa_lm.own_calls import OWN_CALLS
 from mesa_lm.passes import Pass
 from mesa_lm.remote import keeping_logits, try_out
 from mesa_lm.replacing import replaced
+from mesa_lm.reuse import ChunkStore
 from mesa_lm.static_scaling import scale_statically
 from mesa_lm.structure import attention_modules, layers_of, rotary_modules
 from mesa_lm.tables import lengthen_tables
@@ -79,13 +81,26 @@ class Handle:
         method: The method, bound to the model: every parameter is concrete.
         columns: (rows, len) input columns of the tokens in the pass that runs, for whoever hooks into the model's
             layers; None while the untouched model runs.
+        store: Middle chunks that prompts may share, see `reuse_chunks`; None: none.
     """
 
     def __init__(self, model: PreTrainedModel, method: Method) -> None:
         self.model, self.method = model, method
         self._attached = False
         self.columns: Tensor | None = None
+        self.store: ChunkStore | None = None
         self._longest = method.longest_input(model.config)
+
+    def reuse_chunks(self, budget_bytes: int) -> None:
+        """Keep keys and values of middle chunks for later prompts with the same first chunk and the same chunk.
+
+        Such prompts differ behind a shared document, or are a document at growing lengths with a given `chunk_width`;
+        only methods that cut prompts into chunks have any. Call it again after a change of the model's weights.
+
+        Args:
+            budget_bytes: Most memory for them; 0 keeps none.
+        """
+        self.store = ChunkStore(budget_bytes) if budget_bytes else None
 
     def __enter__(self) -> Self:
         return self
@@ -116,16 +131,17 @@ class Handle:
         self._attached = True
         self._undo = ExitStack()
         self._undo.callback(lengthen_tables(self.model))
+        self._original = self.model.forward
         if is_origin:
+            self._replace_forward(self._stock_forward)
             return
         if self.method.static_rope:
             self._undo.callback(scale_statically(self.model, self._layers, self.method, self._attention_modules))
             self._undo.callback(self.model.register_forward_pre_hook(self._look_at_length, with_kwargs=True).remove)
+            self._replace_forward(self._stock_forward)
             return
-        original = self.model.forward
-        self._original, self._rotary_modules = keeping_logits(original, self.model), rotary_modules(self.model)
+        self._original, self._rotary_modules = keeping_logits(self._original, self.model), rotary_modules(self.model)
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
-
         if family_of(self.model.config).folder is None:
             try:
                 try_out(self.model, self._layers, self._original, self._run_pass, self._own_attention)
@@ -133,11 +149,12 @@ class Handle:
                 self.remove()
                 raise
         # torch.compile leaves it as it is; what is compiled inside the model stays compiled.
-        eager = torch.compiler.disable(self._forward)
+        self._replace_forward(torch.compiler.disable(self._forward))
 
-        @functools.wraps(original)
+    def _replace_forward(self, own: Callable[..., Any]) -> None:
+        @functools.wraps(self.model.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return eager(*args, **kwargs)
+            return own(*args, **kwargs)
 
         self._undo.callback(replaced(self.model, "forward", forward))
 
@@ -149,15 +166,28 @@ class Handle:
         del self.model._mesa_handle
         self._undo.close()
 
+    def _stock_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model's own forward with a cache that grows in place; where it has gradients, as it is."""
+        # A cache is hardly ever given by position.
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and len(args) <= 1:
+            use_cache = kwargs.get("use_cache")
+            use_cache = getattr(self.model.config, "use_cache", False) if use_cache is None else use_cache
+            family = FAMILIES.get(self.model.config.model_type)
+            is_stock = family is not None and family.folder is not None
+            if use_cache and kwargs.get("past_key_values") is None and is_stock:
+                kwargs["past_key_values"] = DynamicCache(config=self.model.config)  # as these models do themselves
+            let_grow(kwargs.get("past_key_values"))
+        return self._original(*args, **kwargs)
+
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         signature = inspect.signature(type(self.model).forward)
         added = {} if "logits_to_keep" in signature.parameters else {"logits_to_keep": kwargs.get("logits_to_keep", 0)}
         given = {name: value for name, value in kwargs.items() if name not in added}
         bound = signature.bind(self.model, *args, **given).arguments
         call = {**bound.pop("kwargs", {}), **bound, **added}
-        forward = Forward(self.method, self._layers, self._run_pass, **_inputs(call, self.model))
+        forward = Forward(self.method, self._layers, self._run_pass, store=self.store, **_inputs(call, self.model))
         if forward.is_untouched():
-            return self._original(*args, **kwargs)
+            return self._stock_forward(*args, **kwargs)
         self._refuse(call, forward.longest)
         self._warn_beyond(forward.longest)
         try:

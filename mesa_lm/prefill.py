@@ -120,10 +120,20 @@ class MiddleChunks:
 
     Rows of the pass are ordered by prompt, then by chunk. Their keys attend at local positions and are stored at
     their woven ones.
+
+    Attributes:
+        seen: Per layer its keys, not brought to any position, and its values, as `attend` was given them.
     """
 
     def __init__(
-        self, cache: WovenCache, rows: list[int], first: int, block: Block, weave: Weave | None, rotary: Encoding
+        self,
+        cache: WovenCache,
+        rows: list[int],
+        first: int,
+        block: Block,
+        weave: Weave | None,
+        rotary: Encoding,
+        keeps: bool = False,
     ) -> None:
         """Prepare the pass.
 
@@ -134,8 +144,10 @@ class MiddleChunks:
             block: Which middle chunks.
             weave: Where their keys are stored; None is linear.
             rotary: The layers' position encoding.
+            keeps: Whether to fill `seen`.
         """
-        self.cache, self.rows, self.first, self.block = cache, rows, first, block
+        self.cache, self.rows, self.first, self.block, self.keeps = cache, rows, first, block, keeps
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
         own = rotary.for_length(cache.rows[rows[0]].prompt_len)
         self.local = own.angles(torch.arange(first, first + block.width)[None])
         self.move = own.shift(torch.arange(first)[None]) if rotary.follows_length else None
@@ -156,13 +168,20 @@ class MiddleChunks:
         if self.move is not None:
             first_key = rotate(first_key, self.move)
         output = merge(attend(query, first_key, first_value, scaling, causal=False), own)
+        if self.keeps:
+            self.seen[layer] = key, value
+        self.store(layer, key, value)
+        return output
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write keys, not brought to any position, and values to the cache; shapes as in `attend`."""
+        count = self.block.chunks
         key = rotate(key, self.stored)
         for i, row in enumerate(self.rows):
             chunks = slice(i * count, (i + 1) * count)
             # (count, num_kv_heads, width, head_dim) -> (num_kv_heads, count * width, head_dim)
             row_key, row_value = (states[chunks].transpose(0, 1).flatten(1, 2) for states in (key, value))
             self.cache.write(layer, row, self.block.start, row_key, row_value)
-        return output
 
     def finish(self) -> None:
         """Count the chunks' tokens as cached, after the last layer."""

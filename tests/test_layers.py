@@ -15,7 +15,7 @@ LAYERS = (
     {"families"},
     {"rotary", "engine"},
     {"alibi", "layers"},
-    {"cache", "bands"},
+    {"cache", "growing", "reuse", "bands"},
     {"prefill", "banded"},
     {"passes"},
     {"forward"},
@@ -28,7 +28,7 @@ LAYERS = (
     {"samples"},
     {"compare"},
     {"leaderboard"},
-    {"theory", "probe"},
+    {"theory", "probe", "bench"},
     {"cli", "__main__"},
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

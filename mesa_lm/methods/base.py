@@ -22,7 +22,7 @@ class Method:
     """
 
     name: ClassVar[str]
-    block_len: ClassVar[int] = 512  # queries whose bands are computed at once
+    block_len: ClassVar[int] = 2048  # queries whose bands are computed at once
     static_rope: ClassVar[bool] = False  # whether `rope_parameters` are the same for every input
 
     def resolve(self, config: Any) -> Self:

@@ -24,7 +24,7 @@ class StairPE(ScaledMethod):
     """
 
     name: ClassVar[str] = "stair"
-    block_len: ClassVar[int] = 2048  # its queries fall into extrapolated_width groups; these should not be tiny
+    block_len: ClassVar[int] = 4096  # its queries fall into extrapolated_width groups; these should not be tiny
 
     extrapolated_position: int | None = parameter(
         None, "distance N up to which positions are true; None: min(512, T/4)"

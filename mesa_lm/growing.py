@@ -1,0 +1,68 @@
+"""Room to grow in transformers' own cache, which otherwise copies all keys and values for every decoded token."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+_ALIGNMENT = 16  # bytes: keys of a multiple of it lie in a view as well aligned as in a copy
+
+
+class GrowingLayer(DynamicLayer):
+    """A `DynamicLayer` that appends in place; keys and values are views of buffers an eighth larger than needed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._buffers: dict[str, Tensor] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values; see `DynamicLayer.update`.
+
+        Args:
+            key_states: (batch, num_kv_heads, new, head_dim).
+            value_states: Like key_states.
+            *args: As `DynamicLayer.update` has them.
+            **kwargs: Likewise.
+
+        Returns:
+            All keys and values.
+        """
+        # What is written in place has no gradient; and at an odd alignment kernels may add up in another order.
+        aligned = key_states.shape[-1] * key_states.element_size() % _ALIGNMENT == 0
+        if torch.is_grad_enabled() or not aligned:
+            kept: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return kept
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        self.keys = self._appended("keys", self.keys, key_states)
+        self.values = self._appended("values", self.values, value_states)
+        return self.keys, self.values
+
+    def _appended(self, name: str, held: Tensor, new: Tensor) -> Tensor:
+        past = held.shape[-2] if held.numel() else 0
+        length = past + new.shape[-2]
+        buffer = self._buffers.get(name)
+        # Whoever selects or repeats sequences puts new tensors in the place of the views.
+        is_view = buffer is not None and held.data_ptr() == buffer.data_ptr() and held.stride() == buffer.stride()
+        if buffer is None or not is_view or buffer.shape[-2] < length:
+            buffer = new.new_empty(*new.shape[:-2], length + max(64, length // 8), new.shape[-1])
+            if past:
+                buffer[..., :past, :] = held
+            self._buffers[name] = buffer
+        buffer[..., past:length, :] = new
+        return buffer[..., :length, :]
+
+
+def let_grow(cache: object) -> None:
+    """Let an empty cache append in place, if it is transformers' plain one; anything else is left as it is.
+
+    Args:
+        cache: What is given to the model; its layers that hold all tokens are exchanged.
+    """
+    if type(cache) is not DynamicCache or cache.offloading or cache.get_seq_length() > 0:
+        return
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = GrowingLayer
