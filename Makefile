@@ -36,6 +36,9 @@ comparison: .venv/installed
 		$(BIN)/lm_eval --model mesa-hf --model_args method=$$method --tasks long_ppl \
 			--output_path results/comparison || exit; \
 	done
+	$(BIN)/mesa-lm plot results/comparison --task passkey_long --out docs/figures/comparison_passkey.png
+	$(BIN)/mesa-lm plot results/comparison --task long_ppl --metric nll --out docs/figures/comparison_nll.png
+	$(BIN)/mesa-lm leaderboard results/comparison
 
 wheel: .venv/pyvenv.cfg
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

@@ -10,9 +10,8 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,18 +21,17 @@ from typing import Any
 import wandb
 
 from mesa_lm.errors import UsageError
-from mesa_lm.leaderboard.ranking import Entry, rank
-from mesa_lm.results import Cell, interval, read
-from mesa_lm.samples import answers, has_samples, samples_path
+from mesa_lm.leaderboard.ranking import rank
+from mesa_lm.results import read
+
+from .tracked import Log, board_log, method_log, row_of, without_secrets
 
 logger = logging.getLogger(__name__)
 
-SAMPLES = 100  # rows of a sample table per task and length
-SAMPLE_LENGTH = 500  # characters of an answer in it
-HIDDEN = "[hidden]"
-SECRET = re.compile(r"token(?!iz)|secret|passw|api_?key|credential", re.IGNORECASE)
-SECRET_ARGUMENT = re.compile(r"(\w*(?:token(?!iz)|secret|passw|api_?key|credential)\w*=)[^,\s]+", re.IGNORECASE)
 STATE = "wandb.json"
+INIT_TIMEOUT_S = 60
+FINISH_TIMEOUT_S = 600  # for what remains to be sent of one run
+OUTAGES = (wandb.errors.Error, OSError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +56,34 @@ class Target:
 
     @property
     def resolved_mode(self) -> str:
-        """The mode to log in."""
+        """The mode to log in: never online without an API key, for which W&B would ask."""
         mode = self.mode or os.environ.get("WANDB_MODE")
-        if mode is None:
-            mode = "online" if _has_api_key() else "offline"
-        if mode not in ("online", "offline", "disabled"):
+        if mode not in (None, "online", "offline", "disabled"):
             raise UsageError(f"W&B mode must be online, offline or disabled, found {mode!r}")
-        return mode
+        if mode in ("offline", "disabled"):
+            return mode
+        if _has_api_key():
+            return "online"
+        if mode == "online":
+            logger.warning("W&B: no API key is known (WANDB_API_KEY, wandb login); logging offline")
+        return "offline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run to log: its name, the parts that identify it, its tags, what its numbers depend on, and what logs it."""
+
+    name: str
+    job_type: str
+    parts: tuple[str, ...]
+    tags: tuple[str, ...]
+    content: tuple[bytes, ...]
+    log: Log
+
+    def id_in(self, target: Target) -> str:
+        """Its id, the same whenever it is logged."""
+        named = json.dumps([target.project, target.group, self.job_type, *self.parts])
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
 def track(results: Iterable[Path], target: Target) -> list[str]:
@@ -86,66 +105,87 @@ def track(results: Iterable[Path], target: Target) -> list[str]:
     mode = target.resolved_mode
     if mode == "disabled":
         return []
-    cells = read(results)
-    entries = rank(cells)
     logged = []
-    for (model, method), group in groupby(cells, key=lambda cell: (cell.model, cell.method)):
-        own = list(group)
-        board = [entry for entry in entries if (entry.model, entry.method) == (model, method)]
-        name = f"{_short(model)} {method}"
-        log = _method_logger(own, board)
-        sources = sorted({cell.source for cell in own})
-        content = [path.read_bytes() for path in sources]
-        if _log_once(target, mode, name, "eval", [model, method], content, log):
-            logged.append(name)
-    table = json.dumps([_row(entry) for entry in entries]).encode()
-    if entries and _log_once(target, mode, "leaderboard", "leaderboard", [], [table], _board_logger(entries)):
-        logged.append("leaderboard")
-        if mode == "online":
-            _report(target)
+    for run in _runs(results):
+        done, mode = _log_once(target, mode, run)
+        if done:
+            logged.append(run.name)
+            if run.job_type == "leaderboard" and mode == "online":
+                _report(target)
     return logged
 
 
-def _log_once(
-    target: Target,
-    mode: str,
-    name: str,
-    job_type: str,
-    parts: list[str],
-    content: list[bytes],
-    log: Callable[[Any], dict[str, Any]],
-) -> bool:
-    """Log one run in full unless the same was logged before; return whether it was."""
-    run_id = hashlib.sha256(json.dumps([target.project, target.group, job_type, *parts]).encode()).hexdigest()[:16]
-    digest = hashlib.sha256(b"\0".join([mode.encode(), *content])).hexdigest()
-    state = _read_state(target.folder)
-    before = state.get(run_id) or {}
-    if before.get("digest") == digest:
-        return False
+def _runs(results: Iterable[Path]) -> list[_Run]:
+    """Return the runs that some results are logged as: one per model and method, and the leaderboard."""
+    cells = read(results)
+    entries = rank(cells)
+    runs = []
+    for (model, method), group in groupby(cells, key=lambda cell: (cell.model, cell.method)):
+        own = list(group)
+        board = [entry for entry in entries if (entry.model, entry.method) == (model, method)]
+        content = [path.read_bytes() for path in sorted({cell.source for cell in own})]
+        commits = {json.loads(text).get("git_hash") for text in content}
+        # Its rank depends on the other methods too.
+        content += [json.dumps(row_of(entry)).encode() for entry in board]
+        runs.append(
+            _Run(
+                name=f"{Path(model).name} {method}",
+                job_type="eval",
+                parts=(model, method),
+                tags=(model, method, *(str(commit) for commit in commits if commit)),
+                content=tuple(content),
+                log=method_log(own, board),
+            )
+        )
+    if entries:
+        table = json.dumps([row_of(entry) for entry in entries]).encode()
+        board_run = _Run(
+            name="leaderboard", job_type="leaderboard", parts=(), tags=(), content=(table,), log=board_log(entries)
+        )
+        runs.append(board_run)
+    return runs
+
+
+def _log_once(target: Target, mode: str, run: _Run) -> tuple[bool, str]:
+    """Log one run in full unless the same was logged before.
+
+    Returns:
+        Whether it was logged, and the mode for the next: offline once W&B could not be reached, as one wait is enough.
+    """
+    run_id = run.id_in(target)
+    digest = hashlib.sha256(b"\0".join([mode.encode(), *run.content])).hexdigest()
+    if (_read_state(target.folder).get(run_id) or {}).get("digest") == digest:
+        return False, mode
+    earlier = _folders(target, run_id)
     try:
-        folder = _run(target, mode, run_id, name, job_type, parts, log)
+        _write_run(target, mode, run_id, run)
     except Exception as error:  # whatever W&B raises: an evaluation must not fail with it
-        logger.warning("W&B: %s was not logged (%s: %s); results are on disk", name, type(error).__name__, error)
-        return False
-    if before.get("folder") and before["folder"] != folder:
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, TimeoutError):  # what was sent is not known, and its folder is still in use
+            logger.warning("W&B: %s was not sent in time (%s); logging the others offline", run.name, told)
+            return False, "offline"
+        for folder in _folders(target, run_id) - earlier:
+            shutil.rmtree(folder, ignore_errors=True)  # half of a run must never be synced
+        if mode == "online" and isinstance(error, OUTAGES):
+            logger.warning("W&B cannot be reached, logging offline (%s); send it later by wandb sync", told)
+            wandb.teardown()  # its service holds on to the id of the run that failed
+            return _log_once(target, "offline", run)
+        logger.warning("W&B: %s was not logged (%s); results are on disk", run.name, told)
+        return False, mode
+    for folder in earlier:
         # Syncing two folders of one run would leave in W&B whichever came last.
-        shutil.rmtree(target.folder / before["folder"], ignore_errors=True)
-    state = _read_state(target.folder)
-    state[run_id] = {"name": name, "digest": digest, "folder": folder}
-    _write_state(target.folder, state)
-    return True
+        shutil.rmtree(folder, ignore_errors=True)
+    _write_state(target.folder, _read_state(target.folder) | {run_id: {"name": run.name, "digest": digest}})
+    return True, mode
 
 
-def _run(
-    target: Target,
-    mode: str,
-    run_id: str,
-    name: str,
-    job_type: str,
-    parts: list[str],
-    log: Callable[[Any], dict[str, Any]],
-) -> str:
-    """Log one run and return its folder, relative to the target's."""
+def _folders(target: Target, run_id: str) -> set[Path]:
+    """Return all folders of one run, those of interrupted calls included."""
+    return set((target.folder / "wandb").glob(f"*run-*-{run_id}"))
+
+
+def _write_run(target: Target, mode: str, run_id: str, planned: _Run) -> None:
+    """Log one run."""
     target.folder.mkdir(parents=True, exist_ok=True)
     # Artifacts wait here until they are synced, which may be on another machine: beside the runs, not in a home.
     os.environ.setdefault("WANDB_DATA_DIR", str(target.folder.resolve()))
@@ -153,149 +193,29 @@ def _run(
         project=target.project,
         entity=target.entity,
         group=target.group,
-        job_type=job_type,
+        job_type=planned.job_type,
         id=run_id,
-        name=name,
-        tags=sorted({part[-64:] for part in (*target.tags, *parts)}),
+        name=planned.name,
+        tags=sorted({tag[-64:] for tag in (*target.tags, *planned.tags)}),  # W&B's limit
         dir=target.folder,
         mode=mode,  # type: ignore[arg-type]
         reinit="create_new",
-        settings=wandb.Settings(console="off", silent=True, init_timeout=60, x_disable_stats=True, save_code=False),
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=True,
+            x_disable_stats=True,
+            save_code=False,
+        ),
     )
     try:
-        run.config.update(_without_secrets(log(run)))
+        run.config.update(without_secrets(planned.log(run)))
     except BaseException:
         run.finish(exit_code=1)
         raise
-    folder = Path(run.dir).parent
     run.finish()
-    return str(folder.relative_to(target.folder.resolve()))
-
-
-def _method_logger(cells: Sequence[Cell], entries: Sequence[Entry]) -> Callable[[Any], dict[str, Any]]:
-    """Return what logs one model and method."""
-
-    def log(run: Any) -> dict[str, Any]:
-        run.define_metric("length")
-        for task in dict.fromkeys(cell.task for cell in cells):
-            run.define_metric(f"{task}/*", step_metric="length")
-        points = wandb.Table(columns=["task", "length", "metric", "value", "low", "high", "samples"])
-        for length, group in groupby(sorted(cells, key=lambda cell: cell.length), key=lambda cell: cell.length):
-            row: dict[str, Any] = {"length": length}
-            for cell in group:
-                low, high = interval(cell) or (None, None)
-                key = f"{cell.task}/{cell.metric}"
-                bounds = {"": cell.value, "_stderr": cell.stderr, "_low": low, "_high": high}
-                row |= {f"{key}{name}": value for name, value in bounds.items() if value is not None}
-                points.add_data(cell.task, length, cell.metric, cell.value, low, high, cell.samples)
-            run.log(row)
-        run.log({"points": points})
-        _log_samples(run, cells)
-        summary: dict[str, Any] = {}
-        for entry in entries:
-            row = _row(entry)
-            summary |= {f"{entry.task}/{key}": row[key] for key in SUMMARY}
-        reports = {path: json.loads(path.read_text(encoding="utf-8")) for path in {cell.source for cell in cells}}
-        run.summary.update(summary | _throughput(cells, reports))
-        config = _config(cells[0], list(reports.values()))
-        _log_files(run, cells, config)
-        return config
-
-    return log
-
-
-SUMMARY = ("effective_length", "mean", "rank", "nll", "peak_bytes", "decode_s", "prefill_s", "p_best")
-
-
-def _board_logger(entries: Sequence[Entry]) -> Callable[[Any], dict[str, Any]]:
-    """Return what logs the leaderboard as one table."""
-
-    def log(run: Any) -> dict[str, Any]:
-        rows = [_row(entry) for entry in entries]
-        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        run.log({"leaderboard": table})
-        return {"entries": len(rows)}
-
-    return log
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    """Return an entry of the leaderboard as flat values."""
-    low, high = entry.mean_interval or (None, None)
-    costs = {name: entry.costs.get(name) for name in ("peak_bytes", "decode_s", "prefill_s")}
-    return {
-        "model": entry.model,
-        "task": entry.task,
-        "rank": entry.rank,
-        "method": entry.method,
-        "metric": entry.metric,
-        "effective_length": entry.effective_length,
-        "mean": entry.mean,
-        "mean_low": low,
-        "mean_high": high,
-        "nll": entry.loss,
-        "p_best": entry.p_best,
-        **costs,
-    }
-
-
-def _log_samples(run: Any, cells: Sequence[Cell]) -> None:
-    """Log some samples of every task; prompts, which may be long, are in the artifact."""
-    table = wandb.Table(columns=["task", "length", "metric", "score", "expected", "found"])
-    for _, group in groupby(cells, key=lambda cell: cell.name):
-        cell = next(group)
-        for answer in answers(cell)[:SAMPLES]:
-            texts = (text[:SAMPLE_LENGTH] for text in (answer.expected, answer.found))
-            table.add_data(cell.task, cell.length, cell.metric, answer.score, *texts)
-    if table.data:
-        run.log({"samples": table})
-
-
-def _log_files(run: Any, cells: Sequence[Cell], config: dict[str, Any]) -> None:
-    """Attach results and samples files as an artifact."""
-    name = re.sub(r"[^\w.-]+", "-", f"{_short(cells[0].model)}-{cells[0].method}-results").strip("-")[-120:]
-    artifact = wandb.Artifact(name, type="results", metadata=_without_secrets(config))
-    for path in sorted({cell.source for cell in cells}):
-        artifact.add_file(str(path), name=path.name)
-    for path in sorted({samples_path(cell) for cell in cells if has_samples(cell)}):
-        artifact.add_file(str(path), name=path.name)
-    run.log_artifact(artifact)
-
-
-def _config(cell: Cell, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return every parameter and where the numbers come from."""
-    report = max(reports, key=lambda report: report.get("date") or 0)
-    keys = ("git_hash", "lm_eval_version", "transformers_version", "task_hashes", "versions", "n-shot", "date")
-    return {
-        "model": cell.model,
-        "method": cell.method,
-        **report["config"],
-        **{key: report[key] for key in keys if key in report},
-    }
-
-
-def _throughput(cells: Sequence[Cell], reports: dict[Path, dict[str, Any]]) -> dict[str, float]:
-    """Return seconds of evaluation, and tokens per second over the files that say how long they took."""
-    seconds, tokens = 0.0, 0
-    for path, report in reports.items():
-        try:
-            seconds += float(report["total_evaluation_time_seconds"])
-        except (KeyError, TypeError, ValueError):
-            continue
-        lengths = {cell.name: (cell.samples or 0) * cell.length for cell in cells if cell.source == path}
-        tokens += sum(lengths.values())
-    return {"evaluation_seconds": seconds, "tokens_per_s": tokens / seconds} if seconds else {}
-
-
-def _without_secrets(value: Any, name: str = "") -> Any:
-    """Return a configuration in which whatever is named like a secret is hidden, in `name=value` texts too."""
-    if isinstance(value, dict):
-        return {key: _without_secrets(part, str(key)) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(part, name) for part in value]
-    if not isinstance(value, str):
-        return value
-    return HIDDEN if SECRET.search(name) else SECRET_ARGUMENT.sub(rf"\1{HIDDEN}", value)
 
 
 def _report(target: Target) -> None:
@@ -341,8 +261,3 @@ def _write_state(folder: Path, state: dict[str, Any]) -> None:
     part = folder / f"{STATE}.part"
     part.write_text(json.dumps(state, indent=2), encoding="utf-8")
     part.replace(folder / STATE)
-
-
-def _short(model: str) -> str:
-    """Return the last part of a model's name or path."""
-    return Path(model).name

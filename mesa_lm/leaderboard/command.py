@@ -57,6 +57,7 @@ def leaderboard(
     regressions = [change for change in changed if change.is_regression]
     for change in regressions:
         entry = change.entry
-        typer.echo(f"{change.kind}: {entry.method} on {entry.task}, {entry.model}", err=True)
+        why = f": {'; '.join(change.reasons)}" if change.reasons else ""
+        typer.echo(f"{change.kind}: {entry.method} on {entry.task}, {entry.model}{why}", err=True)
     if fail_on_regression and regressions:
         raise typer.Exit(1)

@@ -46,6 +46,7 @@ def render_html(changes: Sequence[Change]) -> str:
             "task": task,
             "rows": rows,
             "costs": [column for column in COST_COLUMNS if any(column[0] in row.entry.costs for row in rows)],
+            "metric": rows[0].entry.metric,
             "figure": _figure([row.now for row in rows if row.now]),
         }
         for (model, task), rows in _boards(changes)
@@ -60,21 +61,28 @@ def render_markdown(changes: Sequence[Change]) -> str:
     parts = []
     for (model, task), members in _boards(changes):
         entries = [change.entry for change in members]
-        lengths = sorted({cell.length for entry in entries for cell in entry.cells})
-        head = ["rank", "method", "effective length", "mean", *map(length_label, lengths), "NLL"]
+        lengths = sorted({length for entry in entries for length in (*_lengths(entry), *entry.out_of_memory)})
+        compared = any(change.before for change in changes)
+        costs = [column for column in COST_COLUMNS if any(column[0] in entry.costs for entry in entries)]
+        head = ["rank", "method", "effective length", "mean", "p to best", *map(length_label, lengths), "NLL"]
+        head += [title for _, title, _ in costs] + (["change"] if compared else [])
         lines = [f"## {model}: {task}, {entries[0].metric}", "", _row(head), _row(["---"] * len(head))]
         for change in members:
             entry = change.entry
-            by_length = {cell.length: f"{cell.value:.3f}" for cell in entry.cells}
+            by_length = dict.fromkeys(entry.out_of_memory, "OOM")
+            by_length |= {cell.length: f"{cell.value:.3f}" for cell in entry.cells}
             lines.append(
                 _row(
                     [
                         str(entry.rank) if change.now else "gone",
                         entry.method.replace("|", "\\|"),
                         length_label(entry.effective_length) if entry.effective_length else "none",
-                        f"{entry.mean:.3f}",
+                        _mean(entry),
+                        "" if entry.p_best is None else f"{entry.p_best:.2g}",
                         *(by_length.get(length, "") for length in lengths),
                         "" if entry.loss is None else f"{entry.loss:.3f}",
+                        *(_cost(entry, name, unit) for name, _, unit in costs),
+                        *([": ".join(filter(None, (change.kind, "; ".join(change.reasons))))] if compared else []),
                     ]
                 )
             )
@@ -98,14 +106,20 @@ def render_csv(changes: Sequence[Change]) -> str:
             "p_best": entry.p_best,
             "nll": entry.loss,
             **{name: entry.costs.get(name) for name in COSTS},
+            "cost_length": entry.cost_length,
+            "cost_out_of_memory": entry.cost_out_of_memory,
             "change": change.kind,
+            "reasons": "; ".join(change.reasons),
         }
         for cell in entry.cells:
             low, high = interval(cell) or (None, None)
             own = {"length": cell.length, "value": cell.value, "low": low, "high": high, "samples": cell.samples}
-            rows.append(shared | own)
+            rows.append(shared | own | {"status": "ok"})
+        for status, lengths in (("oom", entry.out_of_memory), ("missing", entry.missing)):
+            rows += [shared | {"length": length, "status": status} for length in lengths]
     out = io.StringIO()
-    writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
+    columns = dict.fromkeys(column for row in rows for column in row)
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -120,10 +134,12 @@ def render_json(changes: Sequence[Change]) -> str:
             {"length": cell.length, "value": cell.value, "interval": interval(cell), "samples": cell.samples}
             for cell in entry.cells
         ]
-        row = {key: value for key, value in asdict(entry).items() if key != "cells"}
+        row = {key: value for key, value in asdict(entry).items() if key not in ("cells", "losses")}
         row |= {"metric": entry.metric, "train_length": entry.train_length, "points": points}
+        row["losses"] = [{"length": cell.length, "value": cell.value} for cell in entry.losses]
         before = None if change.before is None else {"mean": change.before.mean, "rank": change.before.rank}
-        rows.append(row | {"change": change.kind, "change_p": change.p_value, "before": before})
+        row |= {"change": change.kind, "reasons": change.reasons, "change_p": change.p_value, "before": before}
+        rows.append(row | {"difference": change.difference})
     return json.dumps(rows, indent=2)
 
 
@@ -176,6 +192,26 @@ def _wrong_answers(entry: Entry) -> list[Answer]:
                 for answer in wrong
             ]
     return []
+
+
+def _lengths(entry: Entry) -> list[int]:
+    return [cell.length for cell in entry.cells]
+
+
+def _mean(entry: Entry) -> str:
+    if entry.mean_interval is None:
+        return f"{entry.mean:.3f}"
+    return f"{entry.mean:.3f} ({entry.mean_interval.low:.3f} to {entry.mean_interval.high:.3f})"
+
+
+def _cost(entry: Entry, name: str, unit: str) -> str:
+    parts = []
+    if name in entry.costs and entry.cost_length is not None:
+        value = entry.costs[name]
+        parts.append(f"{_bytes(value) if unit == 'bytes' else _seconds(value)} at {length_label(entry.cost_length)}")
+    if entry.cost_out_of_memory is not None:
+        parts.append(f"OOM at {length_label(entry.cost_out_of_memory)}")
+    return ", ".join(parts)
 
 
 def _bytes(value: float) -> str:

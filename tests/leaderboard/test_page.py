@@ -44,7 +44,7 @@ def test_tables_and_files(results, tmp_path):
     paths = {suffix: tmp_path / "out" / f"board.{suffix}" for suffix in ("html", "md", "csv", "json")}
     run(results, *(part for suffix, path in paths.items() for part in (f"--{suffix}", path)))
     assert paths["md"].read_text() == run(results).output
-    assert "| 1 | mesa | 1k | 1.000 | 1.000 | 1.000 |  |" in paths["md"].read_text()
+    assert "| 3 | origin | 512 | 0.556 (0.417 to 0.694) | 0.016 | 1.000 | 0.111 |  |" in paths["md"].read_text()
     rows = list(csv.DictReader(paths["csv"].open()))
     assert [(row["method"], row["length"], row["value"][:4]) for row in rows[-2:]] == [
         ("origin", "512", "1.0"),
@@ -111,7 +111,29 @@ def test_regressions(results, tmp_path):
     next(results.glob("results_keys_rerope.json")).unlink()
     gone = run(results, "--baseline", before, "--fail-on-regression", code=1)
     assert "gone: rerope on keys, org/base" in gone.stderr
-    run(results, "--baseline", before)
+    assert "| gone | rerope |" in run(results, "--baseline", before).output
+
+
+def test_what_ran_out_of_memory_is_shown_as_such_in_every_format(results, tmp_path):
+    path = results / "results_keys_origin.json"
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps(report | {"sweep": {"out_of_memory": ["keys_16k", "keys_1024", "other_32k"]}}))
+    paths = [tmp_path / f"board.{suffix}" for suffix in ("html", "md", "csv", "json")]
+    run(results, "--baseline", results, *(part for path in paths for part in (f"--{path.suffix[1:]}", path)))
+    assert "OOM at 16k" in paths[0].read_text()
+    assert "| 1.000 | 0.111 | OOM |" in paths[1].read_text()
+    last = list(csv.DictReader(paths[2].open()))[-1]
+    assert (last["method"], last["length"], last["value"], last["status"]) == ("origin", "16384", "", "oom")
+    assert json.loads(paths[3].read_text())[2]["out_of_memory"] == [16384]
+
+
+@needs_browser
+@pytest.mark.parametrize("clicks", [1, 2])
+def test_rows_without_a_value_are_sorted_last(results, tmp_path, clicks):
+    script = f"""for (let i = 0; i < {clicks}; i++) document.querySelectorAll('th button')[4].click();
+        document.title = {METHODS}"""
+    shown = dump(page(results, tmp_path), script).split(",")
+    assert shown[2] == "mesa" and len(shown) == 3
 
 
 def test_wrong_usage_is_refused(results, tmp_path, capsys):

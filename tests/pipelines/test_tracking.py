@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 wandb = pytest.importorskip("wandb")
 import wandb_files  # noqa: E402
+from wandb.sdk.lib import wbauth  # noqa: E402
 
 from mesa_lm import cli  # noqa: E402
 from mesa_lm.errors import UsageError  # noqa: E402
 
 tracking = cli.pipelines_module("tracking")
+tracked = cli.pipelines_module("tracked")
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +26,8 @@ def no_account(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield
+    wbauth.unauthenticate_session(update_settings=False)  # a key that one test gave is kept in the process
 
 
 @pytest.fixture
@@ -73,18 +77,37 @@ def test_config_says_where_the_numbers_come_from_and_hides_secrets(results, tmp_
     assert config["git_hash"] == "abc1234" and config["mesa_lm"]["train_length"] == 512
     assert config["model_args"]["window"] == 7 and config["model_args"]["tokenizer"] == "org/tok"
     assert config["model_args"]["token"] == "[hidden]" and config["gen_kwargs"] == "temperature=0,api_key=[hidden]"
-    for file in folders["base mesa"].rglob("*.wandb"):
+    assert "abc1234" in wandb_files.run_of(folders["base mesa"]).tags
+    written = [file for file in (tmp_path / "tracking").rglob("*") if file.is_file()]
+    assert any(b'"window": 7' in file.read_bytes() for file in written)  # the artifact's copy of the results file
+    for file in written:
         assert b"hf_abcdef" not in file.read_bytes() and b"sk-123" not in file.read_bytes()
 
 
+def test_files_of_the_same_name_are_all_attached(results, tmp_path):
+    folder = results / "later"
+    save_results(folder, "mesa", {2048: {"a": 1.0}})
+    logged, folders = track(results, tmp_path)
+    assert "base mesa" in logged
+    assert [row["length"] for row in wandb_files.history(folders["base mesa"]) if "length" in row] == [512, 1024, 2048]
+
+
+def test_a_rank_that_others_changed_is_logged_again(results, tmp_path):
+    track(results, tmp_path)
+    save_results(results, "rerope", {n: {f"doc{i}": 1.0 for i in range(9)} for n in (512, 1024, 2048)})
+    logged, folders = track(results, tmp_path)
+    assert sorted(logged) == ["base mesa", "base origin", "base rerope", "leaderboard"]
+    assert wandb_files.summary(folders["base mesa"])["keys/rank"] == 2
+
+
 def test_samples_are_capped_and_files_are_attached(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "SAMPLES", 4)
+    monkeypatch.setattr(tracked, "SAMPLES", 4)
     _, folders = track(results, tmp_path)
 
     (table,) = folders["base mesa"].glob("files/media/table/samples_*.json")
     rows = json.loads(table.read_text())["data"]
     assert [row[:2] for row in rows] == [["keys", 512]] * 4 + [["keys", 1024]] * 4 + [["text", 512], ["text", 1024]]
-    assert [len(row[5]) for row in rows] == [tracking.SAMPLE_LENGTH] * 8 + [len("none")] * 2
+    assert [len(row[5]) for row in rows] == [tracked.SAMPLE_LENGTH] * 8 + [len("none")] * 2
     kinds = [r.WhichOneof("record_type") for r in wandb_files.records(folders["base mesa"])]
     assert "artifact" in kinds or any(
         r.request.WhichOneof("request_type") == "log_artifact" for r in wandb_files.records(folders["base mesa"])
@@ -122,31 +145,51 @@ def test_a_broken_state_file_only_means_logging_again(results, tmp_path):
     (tmp_path / "tracking" / tracking.STATE).write_text("{")
     logged, _ = track(results, tmp_path)
     assert len(logged) == 3
+    assert len(list((tmp_path / "tracking").glob("wandb/offline-*"))) == 3
 
 
-def test_an_outage_fails_nothing(results, tmp_path, monkeypatch, caplog):
-    def unreachable(**options):
-        raise wandb.errors.CommError("no route to host")
+def test_a_run_that_cannot_be_logged_leaves_no_half_and_the_one_before(results, tmp_path, monkeypatch, caplog):
+    _, before = track(results, tmp_path)
+    save_results(results, "origin", {512: {"a": 0.0}, 1024: {"a": 0.0}})
 
-    monkeypatch.setattr(wandb, "init", unreachable)
-    logged, _ = track(results, tmp_path, mode="online")
-    assert logged == []
-    assert "base mesa was not logged (CommError: no route to host); results are on disk" in caplog.text
+    def broken(*_):
+        raise KeyError("not expected")
 
-    monkeypatch.undo()
-    logged, _ = track(results, tmp_path, mode="offline")
-    assert len(logged) == 3
+    monkeypatch.setattr(tracked, "_log_files", broken)
+    logged, after = track(results, tmp_path)
+    assert logged == ["leaderboard"]
+    assert after["base origin"] == before["base origin"]
+    assert "base origin was not logged (KeyError: 'not expected'); results are on disk" in caplog.text
 
 
-def test_mode(monkeypatch, tmp_path):
-    target = tracking.Target(project="p", group="g", folder=tmp_path)
-    assert target.resolved_mode == "offline"
+def test_an_outage_fails_nothing_and_is_waited_for_once(results, tmp_path, monkeypatch, caplog):
+    """A server that refuses connections: what can be logged offline is, and goes online when there is one."""
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert target.resolved_mode == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 1)
+    logged, folders = track(results, tmp_path)
+    assert sorted(logged) == sorted(folders) == ["base mesa", "base origin", "leaderboard"]
+    assert caplog.text.count("W&B cannot be reached, logging offline") == 1
+    assert {folder.name.partition("-")[0] for folder in (tmp_path / "tracking" / "wandb").glob("*run-*")} == {"offline"}
+
+    init, modes = wandb.init, []
+    monkeypatch.setattr(wandb, "init", lambda **options: modes.append(options["mode"]) or init(**options))
+    track(results, tmp_path)
+    assert modes[0] == "online"  # tried again: the offline ones are not sent yet
+
+
+def test_mode(monkeypatch, tmp_path, caplog):
+    def resolved(mode=None):
+        return tracking.Target(project="p", group="g", folder=tmp_path, mode=mode).resolved_mode
+
+    assert resolved() == "offline"
+    assert resolved("online") == "offline" and "no API key is known" in caplog.text
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert resolved() == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert target.resolved_mode == "offline"
+    assert resolved() == "offline"
     with pytest.raises(UsageError, match="must be online, offline or disabled, found 'on'"):
-        _ = tracking.Target(project="p", group="g", folder=tmp_path, mode="on").resolved_mode
+        resolved("on")
 
 
 def test_the_report_is_made_once_and_then_updated(tmp_path, monkeypatch):
