@@ -11,7 +11,7 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 
 from mesa_lm.errors import UsageError
 from mesa_lm.results import Cell, Interval, interval, is_proportion, length_label
@@ -134,6 +134,7 @@ def _figure(cells: Sequence[Cell], others: Iterable[Cell] = ()) -> Figure:
     if cells[0].metric in COSTS:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     if all(_is_share(cell) for cell in cells):
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
