@@ -49,28 +49,6 @@ class LongPpl(ConfigurableTask):  # type: ignore[misc]  # lm-eval publishes no t
             for i, pair in enumerate(pairs)
         ]
 
-    def process_results(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-        """Return the measures of a sample; the README defines them.
-
-        Args:
-            doc: The sample.
-            results: Log-likelihood in nats and greediness of each request.
-        """
-        *rests, tail = [-log_likelihood for log_likelihood, _ in results]
-        scored = doc["text"][doc["starts"][0] :]
-        counts = doc["counts"]
-        measures = {
-            "nll": rests[0] / (counts[-1] - counts[0]),
-            "tail_nll": tail / doc["tail_tokens"],
-            "bits_per_byte": rests[0] / len(scored.encode()) / math.log(2),
-            # What the aggregation `perplexity` takes: the mean log-likelihood of a word.
-            "word_perplexity": -min(rests[0] / max(1, len(re.findall(r"\S+", scored))), MAX_WORD_NLL),
-        }
-        stretches = zip(_names(doc["edges"]), pairwise([*rests, 0.0]), pairwise(counts), strict=True)
-        for name, (rest, later), (start, end) in stretches:
-            measures[name] = (rest - later) / (end - start)
-        return measures
-
     def aggregation(self) -> dict[str, Any]:
         """Return how samples are summed up: the stretches, whose number depends on the length, by their mean."""
         return {**super().aggregation(), **dict.fromkeys(self._stretches(), mean)}
@@ -81,6 +59,29 @@ class LongPpl(ConfigurableTask):  # type: ignore[misc]  # lm-eval publishes no t
 
     def _stretches(self) -> list[str]:
         return _names(self.config.metadata["edges"])
+
+
+def measures(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """Return the measures of a sample; the README defines them.
+
+    Args:
+        doc: The sample.
+        results: Log-likelihood in nats and greediness of each request.
+    """
+    *rests, tail = [-log_likelihood for log_likelihood, _ in results]
+    scored = doc["text"][doc["starts"][0] :]
+    counts = doc["counts"]
+    found = {
+        "nll": rests[0] / (counts[-1] - counts[0]),
+        "tail_nll": tail / doc["tail_tokens"],
+        "bits_per_byte": rests[0] / len(scored.encode()) / math.log(2),
+        # What the aggregation `perplexity` takes: the mean log-likelihood of a word.
+        "word_perplexity": -min(rests[0] / max(1, len(re.findall(r"\S+", scored))), MAX_WORD_NLL),
+    }
+    stretches = zip(_names(doc["edges"]), pairwise([*rests, 0.0]), pairwise(counts), strict=True)
+    for name, (rest, later), (start, end) in stretches:
+        found[name] = (rest - later) / (end - start)
+    return found
 
 
 def _names(edges: Sequence[int]) -> list[str]:

@@ -19,9 +19,12 @@ from mesa_lm.tokenizing import load_tokenizer, token_counter
 logger = logging.getLogger("lm_eval.tasks.long_ppl")
 
 TAIL = 256  # tokens
+WORD = 64  # characters; text without space for longer, as Chinese, is cut anywhere
 NUM_SAMPLES = 20
 OPTIONS = ("lengths", "num_samples", "data", "subset", "split", "column")
 EMBEDDED = "held-out files of the Python standard library"
+
+_WORD = re.compile(rf"\s*\S{{0,{WORD}}}")
 
 SOURCE = load_neighbour(__file__, "source_text.py")
 SOURCES = load_neighbour(__file__, "sources.py")
@@ -132,7 +135,7 @@ def sample(head: str, tail: str, length: int, count: Count) -> dict[str, Any]:
     """Cut one document for one length.
 
     Args:
-        head: Text of at least `length` tokens, without space at its end.
+        head: What comes before the tail, at least as many tokens as the longest input.
         tail: What follows.
         length: Tokens.
         count: From a text to its number of tokens.
@@ -142,11 +145,11 @@ def sample(head: str, tail: str, length: int, count: Count) -> dict[str, Any]:
     """
     text = longest_piece(head, length, count)
     edges = [edge for edge in _doubling(length) if edge + TAIL // 2 <= length]
-    starts = [_first_word(text)] + [_visible_end(longest_piece(text, edge, count)) for edge in edges]
+    starts = [_first_word_end(text)] + [_last_word_end(longest_piece(text, edge, count)) for edge in edges]
     tokens = count(text)
     counts = [count(text[:start]) for start in starts]
     if counts[0] >= tokens:
-        raise _too_short(length, count(text[: starts[0]]) + 1)
+        raise _too_short(length, count(head[: _first_word_end(head)]) + 1)
     context = longest_piece(head, length, count, from_end=True)
     return {
         "text": text,
@@ -171,7 +174,7 @@ def _embedded(longest: int, num_samples: int, count: Count) -> Documents:
         if isinstance(cut, int):
             raise UsageError(
                 f"long_ppl: a length of {longest} tokens and a tail of {TAIL} are longer than the whole held-out text; "
-                f"with this tokenizer a length must be at most {cut - TAIL}"
+                f"with this tokenizer a length must be below {cut - TAIL}"
             )
         texts.append(cut)
     return Documents(tuple(texts), 0, sha256(source.encode()).hexdigest())
@@ -202,7 +205,10 @@ def _selected(where: tuple[str | None, ...], longest: int, num_samples: int | No
             "lower lengths or num_samples"
         )
     logger.info(
-        "long_ppl: %d documents in use, %d passed over as shorter than %d tokens", len(texts), len(short), longest + TAIL
+        "long_ppl: %d documents in use, %d passed over as shorter than %d tokens",
+        len(texts),
+        len(short),
+        longest + TAIL,
     )
     digest = sha256("".join(head + tail for head, tail in texts).encode()).hexdigest()
     return Documents(tuple(texts), len(short), digest)
@@ -210,14 +216,13 @@ def _selected(where: tuple[str | None, ...], longest: int, num_samples: int | No
 
 def _cut(text: str, longest: int, count: Count) -> tuple[str, str] | int:
     """Return a document's first `longest` tokens and its tail, or how many tokens it has if they are too few."""
-    head = longest_piece(text, longest, count)
-    # lm-eval moves the space between a context and its continuation into the continuation.
-    end = _visible_end(head)
+    # The tail starts after a whole word, so that the tokens before it are the same without it; and lm-eval moves space
+    # at the end of a context into the continuation.
+    end = len(longest_piece(text, longest, count))
+    end += len(_WORD.match(text[end : end + 10 * WORD]).group())  # type: ignore[union-attr]  # it matches nothing, too
     document = longest_piece(text, count(text[:end]) + TAIL, count)
-    if len(document) == len(text):
-        tokens = count(text)
-        if tokens < longest + TAIL:
-            return tokens
+    if len(document) == len(text) and count(text) < count(text[:end]) + TAIL:
+        return count(text)
     return text[:end], document[end:]
 
 
@@ -277,11 +282,17 @@ def _doubling(length: int) -> Iterator[int]:
         edge *= 2
 
 
-def _visible_end(text: str) -> int:
-    return len(text.rstrip())
+def _last_word_end(text: str) -> int:
+    """Return where the last word ends that is whole for sure.
+
+    Most tokenizers encode a text up to there as they do within a longer text, and lm-eval moves the space after a
+    context into the continuation.
+    """
+    cut = re.search(rf"\s+\S{{0,{WORD}}}$", text)
+    return cut.start() if cut and cut.start() else len(text.rstrip())
 
 
-def _first_word(text: str) -> int:
-    """Return where the first word ends, or its first characters where it is long: something to predict from."""
-    word = re.match(r"\s*\S{1,16}", text)
+def _first_word_end(text: str) -> int:
+    """Return where the first word ends: something to predict from."""
+    word = re.match(rf"\s*\S{{1,{WORD}}}", text)
     return word.end() if word else len(text)
