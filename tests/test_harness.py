@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mesa_lm import harness, scoring
 from mesa_lm.errors import MesaError, MethodError, ModelError, UsageError
 from mesa_lm.harness import HF_KEYWORDS, MesaHFLM
+from mesa_lm.logits import SOFTMAX_BLOCK, continuation_score
 from mesa_lm.model_args import checked_source, split_model_args
-from mesa_lm.scoring import SOFTMAX_BLOCK, continuation_score, largest_batch
+from mesa_lm.scoring import largest_batch
 
 TRAIN_LENGTH = 97
 WORDS = [f"w{index}" for index in range(53)]
