@@ -4,16 +4,19 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator, normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from mesa_lm.answers import interruption_reported
 from mesa_lm.logits import SOFTMAX_BLOCK, Head, continuation_score, find_head, states_as_logits
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
@@ -49,6 +52,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         """
         self.truncated_samples = 0
         self._cut = 0
+        self._bar = tqdm(disable=True)
         super().__init__(**kwargs)
 
     @property
@@ -109,9 +113,15 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         if size == "auto":
             longest = min(self.max_length, max(map(length, requests), default=1))
             size = self._largest_batch(generate, len(requests), longest)
-        with self._fixed_batch_size(size):
-            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        with self._fixed_batch_size(size), self._progress("Generating", len(requests), disable_tqdm):
+            answers: list[str] = super().generate_until(requests, disable_tqdm=True)
         self._add_truncated(self._cut)
+        return answers
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score each continuation after its context; see `HFLM.loglikelihood`."""
+        with self._progress("Scoring", len(requests), disable_tqdm):
+            answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -126,10 +136,37 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             longest = max(documents, key=len, default=[])[: self.max_length] or [self.prefix_token_id]
             window: Request = (None, [self.prefix_token_id], longest)
             size = self._largest_batch(lambda rows: self._scored_states([window] * rows), len(requests), len(longest))
-        with self._fixed_batch_size(size):
-            answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        with self._fixed_batch_size(size), self._progress("Scoring documents", len(requests), disable_tqdm):
+            # Several processes must make equal numbers of calls, which lm-eval's own loop sees to.
+            rolling = self._rolling if self.world_size == 1 else super().loglikelihood_rolling
+            answers: list[float] = rolling(requests)
         self._add_truncated(sum(len(document) > self.max_length for document in documents))
         return answers
+
+    def _rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Score documents a batch at a time, so that each is kept in the answer cache as soon as it is finished."""
+        answers = []
+        for start in range(0, len(requests), self.batch_size):
+            texts = [request.args[0] for request in requests[start : start + self.batch_size]]
+            windows = [self._windows(text) for text in texts]
+            scores = iter(self._loglikelihood_tokens(list(chain.from_iterable(windows)), disable_tqdm=True))
+            for text, own in zip(texts, windows, strict=True):
+                answers.append(sum(next(scores)[0] for _ in own))
+                self.cache_hook.add_partial("loglikelihood_rolling", (text,), answers[-1])
+                self._bar.update(1)
+        return answers
+
+    def _windows(self, text: str) -> list[Request]:
+        windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1)
+        return [(None, *make_disjoint_window(window)) for window in windows]
+
+    @contextmanager
+    def _progress(self, what: str, count: int, disable: bool) -> Iterator[None]:
+        """Show a bar with the length of what is being computed, and say at Ctrl-C what is kept."""
+        hidden = disable or self.rank != 0
+        with tqdm(total=count, desc=what, disable=hidden) as bar, interruption_reported(self.cache_hook.dbdict):
+            self._bar = bar
+            yield
 
     @contextmanager
     def _fixed_batch_size(self, size: int) -> Iterator[None]:
@@ -169,7 +206,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
 
         Args:
             requests: Strings, context tokens and continuation tokens.
-            disable_tqdm: Show no progress bar.
+            disable_tqdm: Not used: the caller shows the progress.
             override_bs: The batch size where `batch_size` is "auto"; None: find one.
 
         Returns:
@@ -189,10 +226,8 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             batch_fn=self._batch_scheduler if detect else None,
         )
         answers = []
-        progress = tqdm(
-            total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests"
-        )
         for batch in batches:
+            self._bar.set_postfix(tokens=max(len(context) + len(continuation) for _, context, continuation in batch))
             batch_states, head = self._scored_states(batch)
             for (strings, context, continuation), states in zip(batch, batch_states, strict=True):
                 sharing = order.get_cache(
@@ -204,8 +239,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
                     answers.append(answer)
                     if shared_strings is not None:  # windows of a document: cached as a whole by the caller
                         self.cache_hook.add_partial("loglikelihood", shared_strings, answer)
-                    progress.update(1)
-        progress.close()
+                        self._bar.update(1)
         self._add_truncated(sum(len(request[1]) + len(request[2]) > self.max_length + 1 for request in requests))
         in_order: list[tuple[float, bool]] = order.get_original(answers)
         return in_order
@@ -268,7 +302,9 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             ends = configured if isinstance(configured, list) else [configured]
             ends = sorted({end for end in [*ends, self.eot_token_id] if end is not None})
             generation_kwargs.setdefault("eos_token_id", ends)
+        self._bar.set_postfix(tokens=context.shape[1])
         generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        self._bar.update(len(context))
         return generated
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     {"forward"},
     {"patching"},
     {"demo", "model_args", "tokenizing", "task_support"},
-    {"logits", "scoring", "harness", "discovery", "plugin"},
+    {"answers", "logits", "scoring", "harness", "discovery", "plugin"},
     {"results", "plots"},
     {"theory", "probe"},
     {"cli", "__main__"},
