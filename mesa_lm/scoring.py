@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from mesa_lm.answers import interruption_reported
+from mesa_lm.errors import UsageError
 from mesa_lm.logits import SOFTMAX_BLOCK, Head, continuation_score, find_head, states_as_logits
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
@@ -211,7 +212,16 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
 
         Returns:
             Log-likelihood and whether greedy decoding gives the continuation, in the order of the requests.
+
+        Raises:
+            UsageError: A continuation is longer than `max_length`.
         """
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise UsageError(
+                f"max_length={self.max_length} is shorter than a continuation to be scored, which has {longest} tokens; "
+                "leave max_length out, or raise it"
+            )
         order = Collator(
             requests,
             sort_fn=lambda request: (-len(request[1] + request[2]), tuple(request[1] + request[2])),

@@ -41,10 +41,10 @@ def resps(samples: list[dict]) -> list:
 
 
 @pytest.mark.parametrize(
-    "other", [{"method": "origin"}, {"extrapolated_width": 3}, {"dtype": "bfloat16"}, {"max_length": 131}]
+    "other", [{"method": "origin"}, {"extrapolated_width": 3}, {"dtype": "bfloat16"}, {"add_bos_token": False}]
 )
 def test_answers_are_served_to_the_same_run_alone(model_path, tmp_path, other) -> None:  # noqa: F811
-    settings = {"lengths": [211], "num_samples": 2, "data": str(tmp_path / "text.txt"), "num_samples": 1}
+    settings = {"lengths": [211], "data": str(tmp_path / "text.txt"), "num_samples": 1}
     Path(settings["data"]).write_text(text(997, 3))
     base, path = {"pretrained": model_path, "dtype": "float32"}, str(tmp_path / "answers")
     first = resps(evaluated(base, "long_ppl", settings, use_cache=path))
