@@ -219,7 +219,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:
             raise UsageError(
-                f"max_length={self.max_length} is shorter than a continuation to be scored, which has {longest} tokens; "
+                f"max_length={self.max_length} is shorter than a continuation to be scored, of {longest} tokens; "
                 "leave max_length out, or raise it"
             )
         order = Collator(

@@ -2,7 +2,7 @@
 
     python -m pipelines.scoring_memory --limit-gib 12
 
-Each cell of the table is a process of its own with a limit on its memory, so that one that runs out of it is a cell, too.
+Each cell is a process of its own with a limit on its memory, so that running out of it is a result, too.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def measure(model: str, kind: str, length: int, folder: str) -> float:
     settings = {"max_length": length + 1} if model == "hf" else {}
     try:
         scorer = get_model(model)(pretrained=folder, device="cpu", batch_size=1, **settings)
-        getattr(scorer, kind)([Instance(request_type=kind, doc={}, arguments=arguments, idx=0)])  # type: ignore[arg-type]
+        getattr(scorer, kind)([Instance(request_type=kind, doc={}, arguments=arguments, idx=0)])
     except (RuntimeError, MemoryError) as error:
         if "memory" not in str(error) and not isinstance(error, MemoryError):
             raise
@@ -116,7 +116,7 @@ def build_model(folder: str) -> None:
     special = ["<s>", "</s>", "<unk>"]
     names = [*special, *(f"w{i}" for i in range(VOCABULARY - len(special)))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
