@@ -8,7 +8,8 @@ from mesa_lm.methods import Mesa, Method, Origin, make_method, methods
 from mesa_lm.plugin import install
 
 if TYPE_CHECKING:
-    from mesa_lm.patching import Handle, check_supported, extrapolate
+    from mesa_lm.families import check_supported
+    from mesa_lm.patching import Handle, extrapolate
 
 __version__ = "0.1.0"
 
@@ -34,5 +35,5 @@ install()
 def __getattr__(name: str) -> Any:
     """Import what needs torch and transformers on first use, so that importing the package stays cheap."""
     if name in ("Handle", "check_supported", "extrapolate"):
-        return getattr(import_module("mesa_lm.patching"), name)
+        return getattr(import_module("mesa_lm.families" if name == "check_supported" else "mesa_lm.patching"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

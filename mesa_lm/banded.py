@@ -11,7 +11,7 @@ from mesa_lm.cache import WovenCache
 from mesa_lm.methods.base import Method
 from mesa_lm.positions import Extent
 from mesa_lm.prefill import rotary_for
-from mesa_lm.rotary import Angles, Rotary, rotate
+from mesa_lm.rotary import Angles, Encoding, multiply, rotate
 
 
 class Banded:
@@ -22,7 +22,7 @@ class Banded:
     """
 
     def __init__(
-        self, cache: WovenCache, rows: list[int], new: int, method: Method, rotary: Rotary, totals: list[int]
+        self, cache: WovenCache, rows: list[int], new: int, method: Method, rotary: Encoding, totals: list[int]
     ) -> None:
         """Prepare the pass.
 
@@ -31,7 +31,7 @@ class Banded:
             rows: The rows.
             new: Number of new tokens of each.
             method: Bound to the model.
-            rotary: The model's frequencies.
+            rotary: The layers' position encoding.
             totals: For each row the tokens of the input that the new ones belong to; see `Extent`.
         """
         self.cache, self.rows, self.new, self.method, self.rotary = cache, rows, new, method, rotary
@@ -74,15 +74,19 @@ class _Run:
 
     def __init__(self, owner: Banded, part: slice, cached: slice, extent: Extent) -> None:
         self.cache, self.method = owner.cache, owner.method
-        self.rotary = rotary_for(owner.method, owner.rotary, extent)
+        self.rotary, self.moves_all = rotary_for(owner.method, owner.rotary, extent), owner.rotary.follows_length
         self.part, self.cached, self.extent, self.new = part, cached, extent, owner.new
         self.past = self.cache.rows[cached.start].length
         index = torch.arange(self.past, self.past + owner.new)
-        self.key_angles = self.rotary.angles(self.method.stored_at(index, extent)[None])
+        self.key_angles = self.rotary.angles(self.stored_at(index)[None])
         self.key_scale = self._column(self.method.key_scale(index, extent))
         scale = self._column(self.method.query_scale(index, extent))
         places = torch.arange(owner.new).split(self.method.block_len)
         self.blocks = [_Block(self, slice(int(p[0]), int(p[-1]) + 1), index[p], scale) for p in places]
+
+    def stored_at(self, index: Tensor) -> Tensor:
+        """Return the positions at which keys are cached: 0 where angles follow the input's length."""
+        return index * 0 if self.moves_all else self.method.stored_at(index, self.extent)
 
     def _column(self, scale: Tensor | None) -> Tensor | None:
         if scale is None or bool((scale == 1).all()):
@@ -93,7 +97,7 @@ class _Run:
         """As `Banded.attend`, for these rows."""
         stored = rotate(key, self.key_angles)
         if self.key_scale is not None:
-            stored = stored * self.key_scale.to(stored.device)
+            stored = multiply(stored, self.key_scale, self.rotary.spared)
         for i, row in enumerate(range(self.cached.start, self.cached.stop)):
             self.cache.write(layer, row, self.past, stored[i], value[i])
         return torch.cat([block.attend(layer, query[:, :, block.part], scaling) for block in self.blocks], dim=2)
@@ -112,7 +116,7 @@ class _Block:
     def attend(self, layer: int, query: Tensor, scaling: float) -> Tensor:
         """Return (rows, num_heads, q_len, head_dim) for the block's queries, given unrotated."""
         if self.scale is not None:
-            query = query * self.scale.to(query.device)
+            query = multiply(query, self.scale, self.run.rotary.spared)
         rounded = self.run.method.rounds_merge and self.run.new > 1
         sums = [Sum(query)] * len(self.bands) if not rounded else [Sum(query) for _ in self.bands]
         for i, (band, angles) in enumerate(zip(self.bands, self.query_angles, strict=True)):
@@ -127,7 +131,7 @@ class _Block:
         place = (band, start, end)
         if place not in self._shifts:
             index = torch.arange(start, end)
-            distance = self.bands[band].key_position(index) - self.run.method.stored_at(index, self.run.extent)
+            distance = self.bands[band].key_position(index) - self.run.stored_at(index)
             self._shifts[place] = self.run.rotary.shift(distance[None]) if bool(distance.any()) else None
         shift = self._shifts[place]
         return (keys if shift is None else rotate(keys, shift)), values

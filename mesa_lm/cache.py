@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from mesa_lm.errors import ModelError, UsageError
+from mesa_lm.layers import Layers
 from mesa_lm.positions import Weave
-from mesa_lm.rotary import Rotary, rotate
+from mesa_lm.rotary import rotate
 
 
 @dataclass(slots=True)
@@ -45,15 +46,17 @@ class WovenCache(Cache):
         self.values: dict[int, Tensor] = {}
 
     @classmethod
-    def from_rotated(cls, cache: Cache, columns: list[Tensor]) -> "WovenCache":
+    def from_rotated(cls, cache: Cache, columns: list[Tensor], layers: Layers) -> "WovenCache":
         """Take over a cache that the untouched model has filled at linear positions.
 
         Args:
             cache: Its keys are (batch, num_kv_heads, padded length, head_dim).
             columns: For every row the indices of its tokens among the padded ones.
+            layers: The model's layers.
 
         Raises:
-            ModelError: Its layers do not hold every token, for example those of a static or a quantised cache.
+            ModelError: Its layers do not hold every token that will be seen, for example those of a static or a
+                quantised cache.
         """
         woven = cls(len(columns))
         woven.columns = cache.get_seq_length()
@@ -62,13 +65,26 @@ class WovenCache(Cache):
         longest = max(row.length for row in woven.rows)
         for index, layer in enumerate(cache.layers):
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-            if keys is None or values is None or keys.shape[2] != woven.columns:
+            window = layers.of(index).window
+            # A sliding layer may have dropped what none of its later queries sees.
+            dropped = 0 if keys is None else woven.columns - keys.shape[2]
+            unseen = [0 if window is None else max(0, len(kept) - window + 1) for kept in columns]
+            needed = min(
+                (int(kept[first]) for kept, first in zip(columns, unseen, strict=True) if first < len(kept)), default=0
+            )
+            if keys is None or values is None or not 0 <= dropped <= needed:
                 raise ModelError(f"a {type(layer).__name__} of layer {index} does not hold every token's keys")
-            woven._reserve(index, longest, keys)
             for batch, kept in enumerate(columns):
-                kept = kept.to(keys.device)
-                woven.keys[index][batch, :, : len(kept)] = keys[batch].index_select(1, kept)
-                woven.values[index][batch, :, : len(kept)] = values[batch].index_select(1, kept)
+                slot = torch.arange(unseen[batch], len(kept))
+                held = (kept[slot] - dropped).to(keys.device)
+                key, value = layers.of(index).encoding.enter_cached(
+                    keys[batch : batch + 1].index_select(2, held),
+                    values[batch : batch + 1].index_select(2, held),
+                    slot,
+                )
+                woven._reserve(index, longest, key)
+                woven.keys[index][batch, :, unseen[batch] : len(kept)] = key[0]
+                woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
         return woven
 
     def write(self, layer: int, batch: int, start: int, key: Tensor, value: Tensor) -> None:
@@ -86,13 +102,13 @@ class WovenCache(Cache):
         self.keys[layer][batch, :, start:end] = key
         self.values[layer][batch, :, start:end] = value
 
-    def reweave(self, batch: int, weave: Weave, rotary: Rotary, end: int | None = None) -> None:
+    def reweave(self, batch: int, weave: Weave, layers: Layers, end: int | None = None) -> None:
         """Move a row's keys to new positions by one rotation each.
 
         Args:
             batch: Row.
             weave: The new positions.
-            rotary: The model's frequencies.
+            layers: The model's layers; those with a window of their own keep their keys' positions.
             end: Move only the keys before this slot; None moves all of the row's.
         """
         row = self.rows[batch]
@@ -100,34 +116,37 @@ class WovenCache(Cache):
         if weave.same_positions(old):
             return
         index = torch.arange(row.length if end is None else end)
-        self.move(batch, weave.position(index) - (index if old is None else old.position(index)), rotary)
+        self.move(batch, weave.position(index) - (index if old is None else old.position(index)), layers)
 
-    def move(self, batch: int, distance: Tensor, rotary: Rotary) -> None:
+    def move(self, batch: int, distance: Tensor, layers: Layers) -> None:
         """Rotate a row's first keys.
 
         Args:
             batch: Row.
             distance: (len,) new minus old position of each key.
-            rotary: The model's frequencies.
+            layers: The model's layers; those with a window of their own keep their keys' positions.
         """
-        angles = rotary.shift(distance[None])
-        for keys in self.keys.values():
-            kept = keys[batch : batch + 1, :, : len(distance)]
-            kept.copy_(rotate(kept.to(angles.cos.dtype), angles))
+        for group, members in layers.members():
+            if group.window is not None or group.encoding.follows_length:
+                continue
+            angles = group.encoding.shift(distance[None])
+            for layer in members:
+                kept = self.keys[layer][batch : batch + 1, :, : len(distance)]
+                kept.copy_(rotate(kept.to(angles.cos.dtype), angles))
 
-    def evict(self, batch: int, dropped: range, rotary: Rotary) -> None:
+    def evict(self, batch: int, dropped: range, layers: Layers) -> None:
         """Drop tokens of a row that are stored at linear positions; those after them close up, in slot and position.
 
         Args:
             batch: Row.
             dropped: Their slots.
-            rotary: The model's frequencies.
+            layers: The model's layers; those with a window of their own keep their keys' positions.
         """
         row = self.rows[batch]
         kept = row.length - dropped.stop
-        angles = rotary.shift(torch.full((1, kept), -len(dropped)))
         for layer, keys in self.keys.items():
-            values = self.values[layer]
+            values, encoding = self.values[layer], layers.of(layer).encoding
+            angles = encoding.shift(torch.full((1, kept), 0 if encoding.follows_length else -len(dropped)))
             moved = keys[batch : batch + 1, :, dropped.stop : row.length].to(angles.cos.dtype)
             keys[batch : batch + 1, :, dropped.start : dropped.start + kept] = rotate(moved, angles).to(keys.dtype)
             values[batch, :, dropped.start : dropped.start + kept] = values[batch, :, dropped.stop : row.length].clone()
@@ -147,6 +166,10 @@ class WovenCache(Cache):
             buffers[layer] = grown
 
     # What transformers asks of a cache in generation.
+
+    def __len__(self) -> int:
+        """Return the number of layers held; some models ask whether there are any."""
+        return len(self.keys)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the padded input columns consumed so far."""

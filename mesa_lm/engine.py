@@ -12,6 +12,24 @@ from torch import Tensor
 _QUERY_BLOCK = 256  # queries at a time where no fused kernel is available; bounds the scores in memory
 
 
+class Scoring(float):
+    """Factor of the scores, with how they are computed where that is not the usual way.
+
+    Attributes:
+        softcap: c, where scores s become c tanh(s / c) before softmax, as in Gemma 2; None for none.
+        fused: Whether a fused kernel may compute them.
+    """
+
+    softcap: float | None
+    fused: bool
+
+    def __new__(cls, factor: float, softcap: float | None = None, fused: bool = True) -> "Scoring":
+        """Create a factor."""
+        scoring = super().__new__(cls, factor)
+        scoring.softcap, scoring.fused = softcap, fused
+        return scoring
+
+
 class Partial(NamedTuple):
     """Attention over a part of the keys.
 
@@ -84,6 +102,9 @@ def _kernel(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool, mask: Tensor | None = None
 ) -> Partial:
     aten = torch.ops.aten
+    softcap = scaling.softcap if isinstance(scaling, Scoring) else None
+    if softcap is not None or (isinstance(scaling, Scoring) and not scaling.fused):
+        return _blockwise(query, key, value, scaling, causal, mask, softcap)
     if query.device.type == "cpu":
         return Partial(
             *aten._scaled_dot_product_flash_attention_for_cpu(
@@ -98,7 +119,13 @@ def _kernel(
 
 
 def _blockwise(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    causal: bool,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Partial:
     """Plain matrix products in float32, a block of queries at a time, for devices and dtypes without a kernel."""
     q_len, kv_len = query.shape[-2], key.shape[-2]
@@ -107,6 +134,8 @@ def _blockwise(
     for start in range(0, q_len, _QUERY_BLOCK):
         block = query[..., start : start + _QUERY_BLOCK, :]
         scores = (block.to(dtype) @ key.to(dtype).transpose(-1, -2)) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
         if causal:
             index = torch.arange(start, start + block.shape[-2], device=query.device)
             future = torch.arange(kv_len, device=query.device) > index[:, None]

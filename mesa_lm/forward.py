@@ -10,18 +10,17 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mesa_lm.banded import Banded
 from mesa_lm.cache import WovenCache
 from mesa_lm.errors import ModelError
+from mesa_lm.layers import Group, Layers
 from mesa_lm.methods.base import Method
-from mesa_lm.positions import Extent
-from mesa_lm.prefill import Append, MiddleChunks
-from mesa_lm.rotary import Rotary
+from mesa_lm.passes import Part, Pass, WindowedChunks, appending
+from mesa_lm.positions import Block, Extent, Weave
+from mesa_lm.prefill import MiddleChunks
 
 # Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
 PASS_TOKENS = 8192
 
-Pass = Append | MiddleChunks | Banded
 RunPass = Callable[[Pass, Tensor, dict[str, Tensor], int | Tensor], Tensor]
 
 
@@ -35,7 +34,7 @@ class Forward:
     def __init__(
         self,
         method: Method,
-        rotary: Rotary,
+        layers: Layers,
         run_pass: RunPass,
         *,
         input_ids: Tensor | None,
@@ -50,7 +49,7 @@ class Forward:
 
         Args:
             method: Bound to the model.
-            rotary: The model's frequencies.
+            layers: The model's layers.
             run_pass: Runs the model's own forward for a pass: the pass, the (rows, len) input columns of its tokens,
                 the tokens as keyword argument and the positions whose logits are wanted (0 for all, else a (rows,
                 len) mask); returns logits.
@@ -70,7 +69,7 @@ class Forward:
         self._name = "inputs_embeds" if input_ids is None else "input_ids"
         tokens = inputs_embeds if input_ids is None else input_ids
         assert tokens is not None
-        self._method, self._rotary, self._run_pass, self._tokens = method, rotary, run_pass, tokens
+        self._method, self._layers, self._run_pass, self._tokens = method, layers, run_pass, tokens
         self._cache, self._use_cache, self._logits_to_keep = cache, use_cache, logits_to_keep
         self._position_ids = position_ids
         self._batch, self._new = tokens.shape[:2]
@@ -132,12 +131,12 @@ class Forward:
         first = self._appending(cache, rows, layout.first, totals)
         self._run(first, rows, columns[:, : layout.first])
         for block in layout.blocks(PASS_TOKENS // len(rows)):
-            middle = MiddleChunks(cache, rows, layout.first, block, weave, self._rotary)
+            middle = self._middle(cache, rows, layout.first, block, weave)
             part = columns[:, block.start : block.start + block.width * block.chunks]
             self._run(middle, [row for row in rows for _ in range(block.chunks)], part.reshape(-1, block.width))
         if weave is not None:
             for row in rows:
-                cache.reweave(row, weave, self._rotary, end=layout.first)
+                cache.reweave(row, weave, self._layers, end=layout.first)
         end = self._appending(cache, rows, last, totals)
         self._run(end, rows, columns[:, layout.last_start :])
 
@@ -146,7 +145,7 @@ class Forward:
         for row in rows:
             dropped = self._method.evicted(cache.rows[row].length, columns.shape[1])
             if dropped:
-                cache.evict(row, dropped, self._rotary)
+                cache.evict(row, dropped, self._layers)
         totals = [cache.rows[row].length + columns.shape[1] for row in rows]
         for part in columns.split(self._longest_piece(), dim=1):
             count = part.shape[1]
@@ -154,14 +153,22 @@ class Forward:
                 state = cache.rows[row]
                 weave = self._method.next_weave(state.length + count, count, state.prompt_len, state.weave)
                 if weave is not None:
-                    cache.reweave(row, weave, self._rotary)
+                    cache.reweave(row, weave, self._layers)
             self._run(self._appending(cache, rows, count, totals), rows, part)
 
     def _appending(self, cache: WovenCache, rows: list[int], count: int, totals: list[int]) -> Pass:
         """Return the pass that appends `count` tokens to each row of an input of `totals` tokens."""
-        if self._method.has_bands:
-            return Banded(cache, rows, count, self._method, self._rotary, totals)
-        return Append(cache, rows, count, self._method, self._rotary, totals)
+        return appending(cache, rows, count, self._method, self._layers, totals)
+
+    def _middle(self, cache: WovenCache, rows: list[int], first: int, block: Block, weave: Weave | None) -> Pass:
+        """Return the pass of some middle chunks."""
+
+        def part(group: Group) -> Part:
+            if group.window is not None:
+                return WindowedChunks(cache, rows, block, group.window, group.encoding)
+            return MiddleChunks(cache, rows, first, block, weave, group.encoding)
+
+        return Pass(self._layers, part)
 
     def _run(self, current: Pass, rows: list[int], columns: Tensor) -> None:
         """Run one pass and put its wanted logits into the result.
@@ -219,12 +226,12 @@ class Forward:
             return self._cache
         if self._cache is None or self._past == 0:
             return WovenCache(self._batch)
-        cache = WovenCache.from_rotated(self._cache, cached)
+        cache = WovenCache.from_rotated(self._cache, cached, self._layers)
         if self._method.has_bands:
             for batch, row in enumerate(cache.rows):
                 index = torch.arange(row.length)
                 stored_at = self._method.stored_at(index, Extent(row.prompt_len, row.length))
-                cache.move(batch, stored_at - index, self._rotary)
+                cache.move(batch, stored_at - index, self._layers)
         return cache
 
     def _kept_columns(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -14,10 +15,12 @@ from mesa_lm import __version__
 from mesa_lm.answers import use_own_table, weights_digest
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import MethodError, ModelError
-from mesa_lm.methods import Origin, train_length_of
+from mesa_lm.families import check_supported
+from mesa_lm.methods import Method, Origin, train_length_of
 from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
-from mesa_lm.patching import check_supported, extrapolate
+from mesa_lm.patching import extrapolate
 from mesa_lm.scoring import UncutHFLM
+from mesa_lm.tables import lengthen_tables
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
 logger = logging.getLogger("lm_eval.models.mesa_hf")
@@ -68,8 +71,31 @@ class MesaHFLM(UncutHFLM):
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         super().__init__(pretrained=pretrained, **others)
+        self._detach = self._attach()
+
+    def switch(self, method: Method) -> None:
+        """Run another method from now on, with the weights that are loaded.
+
+        Args:
+            method: The method with its parameters.
+
+        Raises:
+            MethodError: Its parameters do not fit the model; the present method stays.
+            ModelError: It cannot run on the model; the present method stays.
+        """
+        stock_calls = isinstance(method, Origin)
+        if not stock_calls:
+            check_supported(self.config, method)
+            method = method.resolve(self.config)
+        self._detach()
+        self.method, self.stock_calls = method, stock_calls
+        self._detach = self._attach()
+
+    def _attach(self) -> Callable[[], None]:
+        """Attach the method, `origin` aside, which makes the model's own calls; return what undoes it."""
         if not self.stock_calls:
-            extrapolate(self.model, self.method)
+            return extrapolate(self.model, self.method).remove
+        return lengthen_tables(getattr(self.model, "get_base_model", lambda: self.model)())
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.
 
@@ -85,7 +111,7 @@ class MesaHFLM(UncutHFLM):
                 "use --model hf"
             )
         if not self.stock_calls:
-            check_supported(config)
+            check_supported(config, self.method)
             self.method = self.method.resolve(config)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
@@ -96,6 +122,19 @@ class MesaHFLM(UncutHFLM):
     def _create_model(self, pretrained: str, **kwargs: Any) -> None:
         with one_line_errors("model", pretrained), refused_keyword(self.method.name, kwargs, HF_KEYWORDS):
             super()._create_model(pretrained=pretrained, **kwargs)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generate as `hf` does.
+
+        Raises:
+            ModelError: The model cannot generate, as remote code written for earlier versions of transformers.
+        """
+        if not callable(getattr(self.model, "generate", None)):
+            raise ModelError(
+                f"{type(self.model).__name__} has no generate(), which this task needs; with the installed "
+                "transformers the model's code serves only tasks that score given text"
+            )
+        return super().generate_until(requests, disable_tqdm)
 
     # Results.
 

@@ -111,11 +111,11 @@ def one_line_errors(what: str, source: str) -> Iterator[None]:
         source: The folder or the name on the hub that the user gave.
 
     Raises:
-        ModelError: Instead of an OSError or a ValueError.
+        ModelError: Instead of an OSError, a ValueError or, where a package is missing, an ImportError.
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         where = "" if Path(source).exists() else f", no folder here{_near_folder(Path(source))}"
         raise ModelError(f"cannot load the {what} {source!r}{where}: {reason}") from None

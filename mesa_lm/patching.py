@@ -12,69 +12,63 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mesa_lm.errors import ModelError
+from mesa_lm.engine import Scoring
+from mesa_lm.errors import MethodError, ModelError
+from mesa_lm.families import check_supported, family_of, layer_windows
 from mesa_lm.forward import Forward
-from mesa_lm.methods import Method, Origin, make_method
-from mesa_lm.rotary import Rotary
+from mesa_lm.methods import Method, Origin, make_method, train_length_of
+from mesa_lm.own_calls import OWN_CALLS
+from mesa_lm.passes import Pass
+from mesa_lm.remote import keeping_logits, try_out
+from mesa_lm.replacing import replaced
+from mesa_lm.static_scaling import scale_statically
+from mesa_lm.structure import attention_modules, layers_of, rotary_modules
+from mesa_lm.tables import lengthen_tables
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = "mesa_lm"
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-# Their frequencies do not depend on the length of the input.
-SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# The pass that runs, and whether fused kernels may compute it: not every model hands keywords down to its attention.
+_running: ContextVar[tuple[Pass, bool]] = ContextVar("running pass")
 
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls with unrotated states, (batch, heads, len, head_dim)."""
-    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    output = kwargs["mesa_pass"].attend(module.layer_idx, query, key, value, scaling)
+    current, fused = _running.get()
+    scaling = kwargs.get("scaling")
+    scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), fused)
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    output = current.attend(layer, query, key, value, scoring)
     return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
+def _attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """What the functions of `own_calls` call; shapes as in `Pass.attend`."""
+    return _running.get()[0].attend(layer, query, key, value, scaling)
 
 
-def check_supported(config: Any) -> None:
-    """Check that methods other than `origin` can run on models of this kind.
-
-    Args:
-        config: A transformers config.
-
-    Raises:
-        ModelError: The model type or its rotary scaling is not supported.
-    """
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise ModelError(
-            f"model type {config.model_type!r} is not supported; supported are {', '.join(SUPPORTED_MODEL_TYPES)}"
-        )
-    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope_type not in SUPPORTED_ROPE_TYPES:
-        raise ModelError(
-            f"model type {config.model_type!r} with rope_type {rope_type!r} is not supported: its frequencies depend "
-            f"on the input's length; supported are {', '.join(SUPPORTED_ROPE_TYPES)}"
-        )
+def _no_mask(*args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for a mask: passes have no padding and see to what is seen; some models need a tensor."""
+    return torch.zeros(1, 1, 1, 1)
 
 
-def sliding_window_of(config: Any) -> int | None:
-    """Return the narrowest attention window among the model's layers in tokens, None if all see everything."""
-    window: int | None = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        return None
-    return window
+# Passes are Python code through and through: compiled layers leave their graph here.
+AttentionInterface.register(ATTENTION, torch.compiler.disable(_attention))
+AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
 class Handle:
@@ -103,34 +97,49 @@ class Handle:
         """Replace the model's forward.
 
         Raises:
-            ModelError: A method is attached already.
+            ModelError: A method is attached already, or the model's attention is not what its type stands for.
         """
         other = getattr(self.model, "_mesa_handle", None)
         if other is not None:
             raise ModelError(f"method {other.method.name!r} is attached to this model already; remove it first")
+        is_origin = isinstance(self.method, Origin)
+        if not is_origin:
+            self._attention_modules = attention_modules(self.model)
+            self._layers = layers_of(self.model, _train_length(self.method, self.model.config))
+            if self._layers.all_windowed:
+                logger.warning(
+                    "%s: every layer of this model keeps its sliding window, which is within the training length; the "
+                    "method changes nothing",
+                    self.method.name,
+                )
         self.model._mesa_handle = self  # type: ignore[assignment]
         self._attached = True
-        if isinstance(self.method, Origin):
+        self._undo = ExitStack()
+        self._undo.callback(lengthen_tables(self.model))
+        if is_origin:
+            return
+        if self.method.static_rope:
+            self._undo.callback(scale_statically(self.model, self._layers, self.method, self._attention_modules))
+            self._undo.callback(self.model.register_forward_pre_hook(self._look_at_length, with_kwargs=True).remove)
             return
         original = self.model.forward
-        self._previous = self.model.__dict__.get("forward")
-        self._original = original
-        self._rotary_module = next(module for module in self.model.modules() if hasattr(module, "inv_freq"))
-        self._rotary = Rotary(self._rotary_module, self.model.dtype)
-        self._previous_rotary = self._rotary_module.__dict__.get("forward")
-        if self.method.static_rope:
-            parameters = self.method.rope_parameters(self.model.config, total=0)
-            assert parameters is not None
-            self._rotary_module.forward = self._rotary.scaled(parameters, total=0).module.forward
-            self._hook = self.model.register_forward_pre_hook(self._look_at_length, with_kwargs=True)
-            return
+        self._original, self._rotary_modules = keeping_logits(original, self.model), rotary_modules(self.model)
         self._configs = list({id(c): c for m in self.model.modules() if (c := getattr(m, "config", None))}.values())
+
+        if family_of(self.model.config).folder is None:
+            try:
+                try_out(self.model, self._layers, self._original, self._run_pass, self._own_attention)
+            except ModelError:
+                self.remove()
+                raise
+        # torch.compile leaves it as it is; what is compiled inside the model stays compiled.
+        eager = torch.compiler.disable(self._forward)
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._forward(*args, **kwargs)
+            return eager(*args, **kwargs)
 
-        self.model.forward = forward
+        self._undo.callback(replaced(self.model, "forward", forward))
 
     def remove(self) -> None:
         """Give the model its own forward back; calling it again does nothing."""
@@ -138,18 +147,15 @@ class Handle:
             return
         self._attached = False
         del self.model._mesa_handle
-        if isinstance(self.method, Origin):
-            return
-        if self.method.static_rope:
-            self._hook.remove()
-            _restore(self._rotary_module, self._previous_rotary)
-        else:
-            _restore(self.model, self._previous)
+        self._undo.close()
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(type(self.model).forward).bind(self.model, *args, **kwargs).arguments
-        call = {**bound.pop("kwargs", {}), **bound}
-        forward = Forward(self.method, self._rotary, self._run_pass, **_inputs(call, self.model))
+        signature = inspect.signature(type(self.model).forward)
+        added = {} if "logits_to_keep" in signature.parameters else {"logits_to_keep": kwargs.get("logits_to_keep", 0)}
+        given = {name: value for name, value in kwargs.items() if name not in added}
+        bound = signature.bind(self.model, *args, **given).arguments
+        call = {**bound.pop("kwargs", {}), **bound, **added}
+        forward = Forward(self.method, self._layers, self._run_pass, **_inputs(call, self.model))
         if forward.is_untouched():
             return self._original(*args, **kwargs)
         self._refuse(call, forward.longest)
@@ -170,12 +176,14 @@ class Handle:
         return result if return_dict else result.to_tuple()
 
     def _run_pass(
-        self, current: Any, columns: Tensor, tokens: dict[str, Tensor], logits_to_keep: int | Tensor
+        self, current: Pass, columns: Tensor, tokens: dict[str, Tensor], logits_to_keep: int | Tensor
     ) -> Tensor:
         self.columns = columns
-        output = self._original(
-            **tokens, use_cache=False, logits_to_keep=logits_to_keep, return_dict=True, mesa_pass=current
-        )
+        token = _running.set((current, self._fused))
+        try:
+            output = self._original(**tokens, use_cache=False, logits_to_keep=logits_to_keep, return_dict=True)
+        finally:
+            _running.reset(token)
         logits: Tensor = output.logits
         return logits
 
@@ -207,39 +215,50 @@ class Handle:
                 raise ModelError(
                     f"{name} is not available beyond the training length under method {self.method.name!r}"
                 )
-        window = sliding_window_of(self.model.config)
-        if window is not None and kv_len > window:
+        kept = [group.window for group in self._layers.groups]
+        windows = [w for w in layer_windows(self.model.config) if w is not None and w not in kept]
+        if windows and kv_len > min(windows):
             raise ModelError(
-                f"model type {self.model.config.model_type!r} has attention windows of {window} tokens; method "
-                f"{self.method.name!r} supports inputs of up to that length on it, found {kv_len}"
+                f"model type {self.model.config.model_type!r} has attention windows of {min(windows)} tokens, more "
+                f"than its training length; method {self.method.name!r} supports inputs of up to that length on it, "
+                f"found {kv_len}"
             )
 
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
-        """Let the model's attention layers call `_attention` with unrotated queries and keys."""
-        implementations = [config._attn_implementation for config in self._configs]
-        rotary_forward = self._rotary_module.__dict__.get("forward")
-        try:
+        """Let the model's attention layers call attention of ours with queries and keys without positions."""
+        own_call = family_of(self.model.config).own_call
+        # Plain matrix products where the user asked for them; models with calls of their own may know nothing else.
+        self._fused = own_call or self.model.config._attn_implementation != "eager"
+        with ExitStack() as undo:
             for config in self._configs:
+                undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
-            self._rotary_module.forward = _no_rotation
+            for module in self._rotary_modules:
+                undo.callback(replaced(module, "forward", _no_rotation))
+            if hasattr(self.model.base_model, "get_alibi_mask"):
+                undo.callback(replaced(self.model.base_model, "get_alibi_mask", _no_mask))
+            for layer, module in enumerate(self._attention_modules if own_call else []):
+                attend = functools.partial(torch.compiler.disable(_attend), layer)
+                call = functools.partial(OWN_CALLS[self.model.config.model_type], module, attend)
+                undo.callback(replaced(module, "forward", call))
             yield
-        finally:
-            for config, implementation in zip(self._configs, implementations, strict=True):
-                config._attn_implementation = implementation
-            _restore(self._rotary_module, rotary_forward)
 
 
-def _restore(module: nn.Module, forward: Any) -> None:
-    """Give a module back the forward that its instance had, or its class's."""
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward
+def _train_length(method: Method, config: Any) -> int | None:
+    """Return the training length that a method goes by, None where neither it nor the config names one."""
+    given: int | None = getattr(method, "train_length", None)
+    try:
+        return given or train_length_of(config)
+    except MethodError:
+        return None
 
 
 def _no_rotation(states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Stand in for a rotary module: cos = 1 and sin = 0 for every position and component."""
+    """Stand in for a rotary module: cos = 1 and sin = 0 for every position and component.
+
+    One component stands for all: models that rotate part of a head split it by this width or broadcast it.
+    """
     return states.new_ones(1, 1, 1), states.new_zeros(1, 1, 1)
 
 
@@ -247,7 +266,7 @@ def _inputs(call: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """Pick the arguments of a forward call that decide what has to be computed."""
     use_cache = call.get("use_cache")
     if use_cache is None:
-        use_cache = model.config.use_cache
+        use_cache = getattr(model.config, "use_cache", True)
     cache = call.get("past_key_values")
     if cache is not None and not isinstance(cache, Cache):
         raise ModelError(f"past_key_values must be a transformers Cache, found {type(cache).__name__}")
@@ -266,7 +285,7 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
     """Attach a method to a model; the model then computes it in `forward` and `generate`.
 
     Args:
-        model: A transformers causal language model, or a PEFT model around one.
+        model: A transformers causal language model, or a PEFT or compiled model around one.
         method: A name of `methods()`, or a method with its parameters.
         **options: Parameters by name, if `method` is a name or a class.
 
@@ -285,12 +304,13 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
         raise ModelError(
             f"parameters {', '.join(options)} must be given inside the method {type(method).__name__}(...)"
         )
-    get_base_model: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)  # PEFT has it
-    base = model if get_base_model is None else get_base_model()
+    base = getattr(model, "_orig_mod", model)  # torch.compile has it
+    get_base_model: Callable[[], nn.Module] | None = getattr(base, "get_base_model", None)  # PEFT has it
+    base = base if get_base_model is None else get_base_model()
     if not isinstance(base, PreTrainedModel):
         raise ModelError(f"extrapolate needs a transformers model, found {type(model).__name__}")
     if not isinstance(method, Origin):
-        check_supported(base.config)
+        check_supported(base.config, method)
     handle = Handle(base, method.resolve(base.config))
     handle.attach()
     return handle

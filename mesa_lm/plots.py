@@ -1,15 +1,17 @@
 """Draw a metric against input length, one line per model and method."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle, groupby, pairwise
 from pathlib import Path
 from textwrap import fill
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter, StrMethodFormatter
 
 from mesa_lm.errors import UsageError
 from mesa_lm.results import Cell, Interval, interval, is_proportion, length_label
@@ -18,7 +20,19 @@ from mesa_lm.results import Cell, Interval, interval, is_proportion, length_labe
 # white, is left out. The numbers of colours and markers share no factor, so 56 lines differ in one or the other.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-METRIC_LABELS = {"acc": "accuracy", "exact_match": "exact match", "nll": "mean NLL (nats per token)"}
+METRIC_LABELS = {
+    "acc": "accuracy",
+    "exact_match": "exact match",
+    "nll": "mean NLL (nats per token)",
+    "tail_nll": "NLL of the tail (nats per token)",
+}
+# What `mesa-lm bench` measures: the axis label, and by what a value is divided for it.
+COSTS = {
+    "prefill_s": ("prefill time (s)", 1),
+    "decode_s": ("time per decoding step (s)", 1),
+    "peak_bytes": ("peak memory (GiB)", 2**30),
+    "kv_bytes": ("memory of keys and values (GiB)", 2**30),
+}
 # What keeps the time of drawing out of the file, so that equal results give equal files.
 TIMELESS: dict[str, dict[str, None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 MAX_TICKS = 14
@@ -27,15 +41,40 @@ WIDTH, HEIGHT = 7.0, 4.0  # inches, the height without the legend
 LABEL_LENGTH, HANDLE_LENGTH = 80, 6
 
 
-def draw(cells: Sequence[Cell], path: Path) -> None:
+class Style(NamedTuple):
+    """Hold how a line looks."""
+
+    colour: str
+    marker: str
+    label: str
+
+
+def draw(cells: Sequence[Cell], path: Path, others: Iterable[Cell] = ()) -> None:
     """Draw one metric of one task against the input length.
 
-    The length axis is logarithmic. Bars are 95% confidence intervals; the points of one length are set side by side by
-    a little, so that equal values stay visible. A dotted line marks each training length that the results name.
+    The length axis is logarithmic. Bars and bands are 95% confidence intervals; the points of one length are set side
+    by side by a little, so that equal values stay visible. A dotted line marks each training length that the results
+    name. Times and memory have a logarithmic axis, bars from the least to the most, and a marker at the top where a
+    method ran out of memory.
 
     Args:
         cells: The points; all of one task and metric, in the order of `results.read`.
         path: The file to write, `.png`, `.svg` or `.pdf`; missing folders are created.
+        others: All cells of the results. Those of the same task named `METRIC_min`, `METRIC_max` and `oom` say how far
+            repeated measurements lie apart, and where memory ran out.
+
+    Raises:
+        UsageError: If the file has another suffix or cannot be written.
+    """
+    save(path, lambda: _figure(cells, others))
+
+
+def save(path: Path, figure_of: Callable[[], Figure]) -> None:
+    """Write a figure in the common style; equal figures give equal files.
+
+    Args:
+        path: The file to write, `.png`, `.svg` or `.pdf`; missing folders are created.
+        figure_of: Makes the figure.
 
     Raises:
         UsageError: If the file has another suffix or cannot be written.
@@ -43,7 +82,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     if path.suffix.lower() not in TIMELESS:
         raise UsageError(f"{path}: cannot draw a file with suffix {path.suffix!r} (allowed: {', '.join(TIMELESS)})")
     with matplotlib.rc_context({"svg.hashsalt": "mesa-lm", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = _figure(cells)
+        figure = figure_of()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=160, metadata=TIMELESS[path.suffix.lower()])
@@ -51,32 +90,58 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
             raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _figure(cells: Sequence[Cell]) -> Figure:
+def _with_costs(cells: Sequence[Cell], others: Iterable[Cell]) -> tuple[list[Cell], dict[Cell, Interval]]:
+    """Return the points in the unit of their axis, those that ran out of memory as NaN, and their bars."""
+    metric = cells[0].metric
+    divisor = COSTS.get(metric, ("", 1))[1]
+    same_task = [cell for cell in others if cell.task == cells[0].task]
+    values = {(cell.model, cell.method, cell.length, cell.metric): cell.value for cell in same_task}
+    points, bars = [], {}
+    for cell in cells:
+        point = replace(cell, value=cell.value / divisor) if divisor > 1 else cell
+        ends = [values.get((cell.model, cell.method, cell.length, f"{metric}_{end}")) for end in ("min", "max")]
+        found = interval(point) if None in ends else Interval(*(end / divisor for end in ends if end is not None))
+        bars[point] = found or Interval(point.value, point.value)
+        points.append(point)
+    for cell in same_task if metric in COSTS else ():
+        if cell.metric == "oom" and cell.value == 1:
+            points.append(replace(cell, metric=metric, value=math.nan))
+    return points, bars
+
+
+def _figure(cells: Sequence[Cell], others: Iterable[Cell] = ()) -> Figure:
     """Return the figure of the cells."""
+    cells, bars = _with_costs(cells, others)
     lines = [list(points) for _, points in groupby(_origin_first(cells), key=lambda cell: (cell.model, cell.method))]
-    names = _short_names(cell.model for cell in cells)
+    names = short_names(cell.model for cell in cells)
     train_lengths = {cell.train_length for cell in cells if cell.train_length is not None}
     lengths = {cell.length for cell in cells}
-    metric = METRIC_LABELS.get(cells[0].metric, cells[0].metric.replace("_", " "))
+    labels = METRIC_LABELS | {name: label for name, (label, _) in COSTS.items()}
+    metric = labels.get(cells[0].metric, cells[0].metric.replace("_", " "))
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
     shift = _shift(lengths | train_lengths, lengths, len(lines))
     for index, (points, colour, marker) in enumerate(zip(lines, cycle(COLOURS), cycle(MARKERS), strict=False)):
         label = points[0].method if len(names) == 1 else f"{names[points[0].model]}: {points[0].method}"
         factor = 2 ** (shift * (index - (len(lines) - 1) / 2))
-        _add_line(axes, points, factor=factor, colour=colour, marker=marker, label=fill(label, LABEL_LENGTH))
+        style = Style(colour, marker, fill(label, LABEL_LENGTH))
+        _add_line(axes, points, bars, factor=factor, style=style)
     for length in sorted(train_lengths):
         label = f"training length T = {length_label(length)}"
         axes.axvline(length, color="0.35", linestyle=":", linewidth=1.4, zorder=1, label=label)
     _set_lengths(axes, lengths, train_lengths)
     axes.set_ylabel(metric)
+    if cells[0].metric in COSTS:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if all(_is_share(cell) for cell in cells):
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_title(f"{cells[0].task}: {metric.partition(' (')[0]} by input length\n", fontsize=12, loc="left")
-    axes.text(0, 1.04, _subtitle(cells, names), transform=axes.transAxes, fontsize=9, color="0.35")
+    subtitle = _subtitle(cells, names, any(low < high for low, high in bars.values()))
+    axes.text(0, 1.04, subtitle, transform=axes.transAxes, fontsize=9, color="0.35")
     _add_legend(figure, axes)
     return figure
 
@@ -91,28 +156,38 @@ def _is_share(cell: Cell) -> bool:
     return is_proportion(cell) or (cell.higher_is_better is True and 0 <= cell.value <= 1)
 
 
-def _add_line(axes: Axes, points: Sequence[Cell], *, factor: float, colour: str, marker: str, label: str) -> None:
-    """Draw one line with its confidence intervals; unclipped, since many points lie on the axis limits."""
-    bounds = [interval(cell) or Interval(cell.value, cell.value) for cell in points]
-    if all(_is_share(cell) for cell in points):
+def _add_line(
+    axes: Axes, points: Sequence[Cell], bars: Mapping[Cell, Interval], *, factor: float, style: Style
+) -> None:
+    """Draw one line with its intervals; unclipped, since many points lie on the axis limits."""
+    measured = [cell for cell in points if cell in bars]
+    bounds = [bars[cell] for cell in measured]
+    if all(_is_share(cell) for cell in measured):
         bounds = [Interval(max(0.0, low), min(1.0, high)) for low, high in bounds]
+    places = [cell.length * factor for cell in measured]
+    below = [cell.value - low for cell, (low, _) in zip(measured, bounds, strict=True)]
+    above = [high - cell.value for cell, (_, high) in zip(measured, bounds, strict=True)]
     axes.errorbar(
-        [cell.length * factor for cell in points],
-        [cell.value for cell in points],
-        yerr=[
-            [cell.value - low for cell, (low, _) in zip(points, bounds, strict=True)],
-            [high - cell.value for cell, (_, high) in zip(points, bounds, strict=True)],
-        ],
-        color=colour,
-        marker=marker,
+        places,
+        [cell.value for cell in measured],
+        yerr=[below, above],
+        color=style.colour,
+        marker=style.marker,
+        label=style.label,
         markersize=6,
         linewidth=1.8,
         elinewidth=1.1,
         capsize=2.5,
-        label=label,
         clip_on=False,
         zorder=3,
     )
+    lows, highs = [low for low, _ in bounds], [high for _, high in bounds]
+    axes.fill_between(places, lows, highs, color=style.colour, alpha=0.13, linewidth=0, zorder=2)
+    failed = [cell.length * factor for cell in points if cell not in bars]
+    across = axes.get_xaxis_transform()
+    for place in failed:
+        axes.plot(place, 1.0, "x", color=style.colour, transform=across, clip_on=False, zorder=4)
+        axes.text(place, 0.96, "OOM", transform=across, color=style.colour, fontsize=8, ha="center", va="top")
 
 
 def _shift(shown: set[int], lengths: set[int], lines: int) -> float:
@@ -157,21 +232,30 @@ def _ticks(lengths: set[int]) -> list[int]:
     return sorted(ticks)
 
 
-def _short_names(models: Iterable[str]) -> dict[str, str]:
-    """Return the last part of each model's name, or the whole where that would be the same for two models."""
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Return the last part of each model's name, or the whole where that would be the same for two models.
+
+    Args:
+        models: The names; folders, or names on the hub.
+
+    Returns:
+        From a name to the short one.
+    """
     full = set(models)
     last = {name: Path(name).name for name in full}
     return last if len(set(last.values())) == len(full) else {name: name for name in full}
 
 
-def _subtitle(cells: Sequence[Cell], names: dict[str, str]) -> str:
+def _subtitle(cells: Sequence[Cell], names: dict[str, str], has_bars: bool) -> str:
     """Return which model the lines show, how many samples the points stand for and what the bars are."""
     parts = [f"model {name}" for name in names.values() if len(names) == 1]
+    repeated = cells[0].metric in COSTS
     counts = sorted({cell.samples for cell in cells if cell.samples is not None})
     if counts:
-        parts.append(f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} samples per length")
-    if any(interval(cell) for cell in cells):
-        parts.append("bars: 95 % confidence")
+        unit = "repeats" if repeated else "samples per length"
+        parts.append(f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {unit}")
+    if has_bars:
+        parts.append("bars: least to most" if repeated else "bands: 95 % confidence")
     if cells[0].higher_is_better is False:
         parts.append("lower is better")
     return "; ".join(parts)

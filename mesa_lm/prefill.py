@@ -13,14 +13,14 @@ from mesa_lm.cache import WovenCache
 from mesa_lm.engine import attend, merge
 from mesa_lm.methods.base import Method
 from mesa_lm.positions import Block, Extent, Weave
-from mesa_lm.rotary import Angles, Rotary, rotate
+from mesa_lm.rotary import Angles, Encoding, multiply, rotate
 
 
 class Append:
     """New tokens at the end of rows; they see everything cached and, causally, one another."""
 
     def __init__(
-        self, cache: WovenCache, rows: list[int], new: int, method: Method, rotary: Rotary, totals: list[int]
+        self, cache: WovenCache, rows: list[int], new: int, method: Method, rotary: Encoding, totals: list[int]
     ) -> None:
         """Prepare the pass.
 
@@ -29,17 +29,23 @@ class Append:
             rows: The rows.
             new: Number of new tokens of each.
             method: Bound to the model.
-            rotary: The model's frequencies.
+            rotary: The layers' position encoding.
             totals: For each row the tokens of the input that the new ones belong to; see `Extent`.
         """
-        self.cache, self.rows, self.new = cache, rows, new
+        self.cache, self.rows, self.new, self.spared = cache, rows, new, rotary.spared
         angles, scales = [], []
+        self.moves: list[Angles] = []  # per row, for keys that are cached at position 0
         for row, total in zip(rows, totals, strict=True):
             state = cache.rows[row]
             extent = Extent(state.prompt_len, total)
             index = torch.arange(state.length, state.length + new)
             position = index if state.weave is None else state.weave.position(index)
-            angles.append(rotary_for(method, rotary, extent).angles(position[None]))
+            own = rotary_for(method, rotary, extent)
+            angles.append(own.angles(position[None]))
+            if rotary.follows_length:
+                seen = torch.arange(state.length + new)
+                self.moves.append(own.shift((seen if state.weave is None else state.weave.position(seen))[None]))
+                self.stored = own.angles(torch.zeros(1, new))
             scale = method.query_scale(index, extent)
             scales.append(torch.ones(new) if scale is None else scale)
         self.angles = Angles(torch.cat([a.cos for a in angles]), torch.cat([a.sin for a in angles]))
@@ -59,28 +65,31 @@ class Append:
         Returns:
             (rows, num_heads, new, head_dim).
         """
+        stored = rotate(key, self.stored) if self.moves else None
         query, key = rotate(query, self.angles), rotate(key, self.angles)
         if self.scale is not None:
-            query = query * self.scale.to(query.device)
+            query = multiply(query, self.scale, self.spared)
         for i, row in enumerate(self.rows):
-            self.cache.write(layer, row, self.cache.rows[row].length, key[i], value[i])
+            self.cache.write(layer, row, self.cache.rows[row].length, (key if stored is None else stored)[i], value[i])
         outputs: list[Tensor] = []
         for start, count in self._runs():
             past = self.cache.rows[self.rows[start]].length
             part = slice(start, start + count)
             cached = slice(self.rows[start], self.rows[start] + count)
-            keys, values = self.cache.keys[layer][cached], self.cache.values[layer][cached]
+            seen = past + 1 if self.new == 1 else past
+            keys, values = self.cache.keys[layer][cached, :, :seen], self.cache.values[layer][cached, :, :seen]
+            if self.moves:
+                moves = self.moves[part]
+                cos, sin = (torch.cat(tables)[:, :seen] for tables in zip(*moves, strict=True))
+                keys = rotate(keys, Angles(cos, sin))
             if self.new == 1:
-                seen = past + 1
-                outputs.append(
-                    attend(query[part], keys[:, :, :seen], values[:, :, :seen], scaling, causal=False).output
-                )
+                outputs.append(attend(query[part], keys, values, scaling, causal=False).output)
                 continue
             own = attend(query[part], key[part], value[part], scaling, causal=True)
             if past == 0:
                 outputs.append(own.output)
             else:
-                before = attend(query[part], keys[:, :, :past], values[:, :, :past], scaling, causal=False)
+                before = attend(query[part], keys, values, scaling, causal=False)
                 outputs.append(merge(before, own))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -100,10 +109,10 @@ class Append:
             self.cache.rows[row].length += self.new
 
 
-def rotary_for(method: Method, rotary: Rotary, extent: Extent) -> Rotary:
-    """Return the frequencies with which a method runs an input."""
-    parameters = None if method.static_rope else method.rope_parameters(rotary.module.config, extent.total)
-    return rotary if parameters is None else rotary.scaled(parameters, extent.total)
+def rotary_for(method: Method, rotary: Encoding, extent: Extent) -> Encoding:
+    """Return the encoding with which a method runs an input."""
+    parameters = None if method.static_rope else method.rope_parameters(rotary.config, extent.total)
+    return rotary.for_length(extent.total) if parameters is None else rotary.scaled(parameters, extent.total)
 
 
 class MiddleChunks:
@@ -114,7 +123,7 @@ class MiddleChunks:
     """
 
     def __init__(
-        self, cache: WovenCache, rows: list[int], first: int, block: Block, weave: Weave | None, rotary: Rotary
+        self, cache: WovenCache, rows: list[int], first: int, block: Block, weave: Weave | None, rotary: Encoding
     ) -> None:
         """Prepare the pass.
 
@@ -124,12 +133,15 @@ class MiddleChunks:
             first: Length of the first chunk in tokens.
             block: Which middle chunks.
             weave: Where their keys are stored; None is linear.
-            rotary: The model's frequencies.
+            rotary: The layers' position encoding.
         """
         self.cache, self.rows, self.first, self.block = cache, rows, first, block
-        self.local = rotary.angles(torch.arange(first, first + block.width)[None])
+        own = rotary.for_length(cache.rows[rows[0]].prompt_len)
+        self.local = own.angles(torch.arange(first, first + block.width)[None])
+        self.move = own.shift(torch.arange(first)[None]) if rotary.follows_length else None
         index = torch.arange(block.start, block.start + block.width * block.chunks).view(block.chunks, block.width)
-        stored = rotary.angles(index if weave is None else weave.position(index))
+        position = index if weave is None else weave.position(index)
+        stored = own.angles(position * 0 if rotary.follows_length else position)
         self.stored = Angles(stored.cos.repeat(len(rows), 1, 1), stored.sin.repeat(len(rows), 1, 1))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -141,6 +153,8 @@ class MiddleChunks:
             torch.cat([buffer[layer][row : row + 1, :, : self.first].expand(count, -1, -1, -1) for row in self.rows])
             for buffer in (self.cache.keys, self.cache.values)
         )
+        if self.move is not None:
+            first_key = rotate(first_key, self.move)
         output = merge(attend(query, first_key, first_value, scaling, causal=False), own)
         key = rotate(key, self.stored)
         for i, row in enumerate(self.rows):

@@ -28,6 +28,7 @@ class Cell:
         model: The model's name or path, with `@revision` unless that is main; "demo" for the model that ships.
         method: The extrapolation method with the parameters its user set; "origin" for an untouched model.
         task: The group of tasks that differ in length only.
+        name: The task itself, of that one length.
         length: Input length in tokens.
         metric: Name of the metric, followed by `,filter` where the filter is not "none".
         value: The metric.
@@ -41,6 +42,7 @@ class Cell:
     model: str
     method: str
     task: str
+    name: str
     length: int
     metric: str
     value: float
@@ -169,6 +171,12 @@ def length_label(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
+def label_length(label: str) -> int | None:
+    """Return the length in tokens that a label such as "4k" or "3000" says, None if it is no such label."""
+    digits = label.removesuffix("k")
+    return int(digits) * (1024 if label.endswith("k") else 1) if digits.isdecimal() else None
+
+
 def _reports(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield each results file once, with its content."""
     seen: set[Path] = set()
@@ -231,6 +239,7 @@ def _cells(path: Path, report: Mapping[str, Any]) -> Iterator[Cell]:
                 model=_model_name(config, arguments),
                 method=_method_name(config, arguments),
                 task=task,
+                name=name,
                 length=length,
                 metric=metric if filter_name == "none" else key,
                 value=float(value),
@@ -280,8 +289,7 @@ def _length_and_task(
 ) -> tuple[int | None, str]:
     """Return a task's length in tokens, None if it has none, and the group it belongs to."""
     stem, _, label = name.rpartition("_")
-    digits, is_k = label.removesuffix("k"), label.endswith("k")
-    labelled = int(digits) * (1024 if is_k else 1) if digits.isdecimal() else None
+    labelled = label_length(label)
     options = (config.get("dataset_kwargs") or {}, config.get("metadata") or {})
     length = next((option["length"] for option in options if isinstance(option.get("length"), int)), None)
     if length is None and name in groups.get(stem, ()):

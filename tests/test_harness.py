@@ -12,6 +12,7 @@ from mesa_lm import harness, scoring
 from mesa_lm.errors import MesaError, MethodError, ModelError
 from mesa_lm.harness import HF_KEYWORDS, MesaHFLM
 from mesa_lm.logits import SOFTMAX_BLOCK, continuation_score
+from mesa_lm.methods import make_method
 from mesa_lm.model_args import checked_source, split_model_args
 from mesa_lm.scoring import largest_batch
 
@@ -389,3 +390,18 @@ def test_peft_models_are_extrapolated(model_path, tmp_path):
     ours, theirs = answers(lm, [131, 211]), answers(merged, [131, 211])
     assert [score for score, _ in ours[0]] == pytest.approx([score for score, _ in theirs[0]], abs=TOLERANCE)
     assert ours[2] == theirs[2]
+
+
+def test_another_method_runs_on_the_weights_that_are_loaded(model_path):
+    switched = MesaHFLM(pretrained=model_path, method="origin", batch_size=1)
+    weights = switched.model.state_dict()["lm_head.weight"].data_ptr()
+    asked = requests("loglikelihood", (text(90, 1), text(4, 2)))
+    for method, options in (("mesa", {}), ("rerope", {"window": 7}), ("origin", {}), ("stair", {})):
+        switched.switch(make_method(method, **options))
+        fresh = MesaHFLM(pretrained=model_path, method=method, batch_size=1, **options)
+        assert switched.loglikelihood(asked) == fresh.loglikelihood(asked)
+        assert switched.get_model_info()["mesa_lm"] == fresh.get_model_info()["mesa_lm"]
+    assert switched.model.state_dict()["lm_head.weight"].data_ptr() == weights
+    with pytest.raises(MethodError, match="last_chunk"):
+        switched.switch(make_method("mesa", last_chunk=10_000))
+    assert switched.method.name == "stair"

@@ -75,9 +75,10 @@ def test_unsupported_models_are_named():
         mesa_lm.extrapolate(gpt2, "mesa")
     with pytest.raises(ModelError, match="needs a transformers model, found Linear"):
         mesa_lm.extrapolate(torch.nn.Linear(2, 2), "mesa")
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(ModelError, match="rope_type 'dynamic' is not supported"):
-        mesa_lm.extrapolate(tiny_model(rope_parameters=rope), "mesa")
+    model = tiny_model()
+    model.config.rope_parameters["rope_type"] = "proportional"
+    with pytest.raises(ModelError, match="rope_type 'proportional' is not supported; supported are default, linear"):
+        mesa_lm.extrapolate(model, "mesa")
 
 
 def test_static_rope_scaling_keeps_its_attention_factor():

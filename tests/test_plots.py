@@ -19,6 +19,7 @@ def line(values: dict[int, float], **changes: Any) -> list[Cell]:
         "model": "org/base",
         "method": "mesa",
         "task": "passkey_long",
+        "name": "passkey_long_1k",
         "metric": "acc",
         "stderr": None,
         "samples": 20,
@@ -52,7 +53,7 @@ def test_axes_of_an_accuracy() -> None:
     assert axes.yaxis.get_major_formatter()(0.4) == "40 %"
     assert axes.get_xlabel() == "input length (tokens)"
     assert axes.get_title(loc="left").strip() == "passkey_long: accuracy by input length"
-    assert axes.texts[0].get_text() == "model base; 20 samples per length; bars: 95 % confidence"
+    assert axes.texts[0].get_text() == "model base; 20 samples per length; bands: 95 % confidence"
 
 
 def test_axes_of_a_loss() -> None:
@@ -106,7 +107,7 @@ def test_models_are_told_apart() -> None:
     figure = plots._figure(line({512: 1.0}, model="a/base") + line({512: 1.0}, model="b/base", samples=30))
 
     assert labels_of(figure)[1:] == ["a/base: mesa", "b/base: mesa"]
-    assert figure.axes[0].texts[0].get_text() == "20 to 30 samples per length; bars: 95 % confidence"
+    assert figure.axes[0].texts[0].get_text() == "20 to 30 samples per length; bands: 95 % confidence"
 
 
 def test_56_lines_look_different() -> None:

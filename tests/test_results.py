@@ -251,6 +251,7 @@ def cell(**changes: Any) -> Cell:
         "model": "demo",
         "method": "mesa",
         "task": "lines",
+        "name": "lines_1k",
         "length": 512,
         "metric": "acc",
         "value": 0.5,

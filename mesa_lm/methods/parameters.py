@@ -71,15 +71,21 @@ def train_length_of(config: Any) -> int:
         MethodError: The config names no length.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    for value in (
-        rope.get("original_max_position_embeddings"),
-        getattr(config, "original_max_position_embeddings", None),
-        getattr(config, "max_position_embeddings", None),
-    ):
-        if value:
-            return int(value)
+    rope = rope.get("full_attention") or rope  # some models have one set for each kind of layer
+    named = (
+        "original_max_position_embeddings",
+        "max_position_embeddings",
+        "max_seq_len",
+        "seq_length",
+        "model_max_length",
+    )
+    original, *longest = (getattr(config, name, None) for name in named)
+    # Phi-3's config has an original length by default, which says nothing where the longest is shorter.
+    given = [int(value) for value in (rope.get(named[0]) or original, next(filter(None, longest), None)) if value]
+    if given:
+        return min(given)
     raise MethodError(
-        f"the config of model type {getattr(config, 'model_type', '?')!r} names no max_position_embeddings; "
+        f"the config of model type {getattr(config, 'model_type', '?')!r} names none of {', '.join(named)}; "
         "give train_length="
     )
 

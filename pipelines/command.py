@@ -1,0 +1,121 @@
+"""What `mesa-lm sweep` and `mesa-lm status` do."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mesa_lm.results import length_label
+
+from .config import Sweep, load
+from .plan import Shard, plan
+from .store import Store, quiet
+
+# A rough rate to turn tokens into hours, of a 7B model in half precision on one data-centre GPU.
+TOKENS_PER_S = 5_000.0
+
+
+def sweep(
+    path: Path, overrides: Sequence[str], out: Path | None, address: str | None, dry_run: bool, tokens_per_s: float
+) -> int:
+    """Run a sweep, or print its plan.
+
+    Returns:
+        0 if every shard is done, 1 if some failed. Running out of memory is a result, not a failure.
+    """
+    configuration = load(path, [*overrides, *([f"out={out}"] if out else [])])
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder, quiet(Path(folder) / "log"):
+            shards = plan(configuration)
+        _print_plan(configuration, shards, tokens_per_s)
+        return 0
+    from .run import run
+    from .tracking import Target, track
+
+    outcome = run(configuration, address)
+    if configuration.wandb is not None and outcome.results:
+        target = Target(group=configuration.name, folder=configuration.out / "tracking", **dict(configuration.wandb))
+        track([configuration.out / "results"], target)
+    print(
+        f"{outcome.done} shards done, {outcome.reused} of them by an earlier run; {len(outcome.failed)} failed, "
+        f"{len(outcome.out_of_memory)} out of memory"
+    )
+    for shard, error in outcome.failed.items():
+        print(f"failed: {_named(configuration, shard)}: {error} (log: logs/{shard.key}.log)", file=sys.stderr)
+    for result in outcome.results:
+        print(result)
+    return 1 if outcome.failed else 0
+
+
+def status(folder: Path, as_json: bool) -> dict[str, Any]:
+    """Return how far a sweep is, and print it as tables unless asked not to.
+
+    Raises:
+        UsageError: The folder is not one of a sweep.
+    """
+    store = Store(folder)
+    planned = store.read("plan")
+    configuration = Sweep.model_validate(planned["sweep"])
+    counted: dict[tuple[str, str, str], Counter[str]] = {}
+    errors: list[dict[str, str]] = []
+    for shard in (Shard(**content) for content in planned["shards"]):
+        cell = (configuration.models[shard.model].name, configuration.methods[shard.method].label, shard.leaf)
+        failure = store.read_failure(shard.key)
+        state = "done" if store.read_shard(shard.key) else failure["status"] if failure else "missing"
+        counted.setdefault(cell, Counter())[state] += 1
+        if failure and state == "failed":
+            errors.append({"shard": shard.key, "where": _named(configuration, shard), "error": failure["error"]})
+    rows = [
+        {"model": model, "method": method, "task": leaf, **{name: states[name] for name in STATES}}
+        for (model, method, leaf), states in sorted(counted.items())
+    ]
+    found = {"sweep": configuration.name, "cells": rows, "failures": errors}
+    if not as_json:
+        table = Table("model", "method", "task", *STATES, title=configuration.name)
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        Console().print(table)
+        for error in errors:
+            print(f"failed: {error['where']}: {error['error']} (log: logs/{error['shard']}.log)")
+    return found
+
+
+STATES = ("done", "missing", "failed", "oom")
+
+
+def _print_plan(configuration: Sweep, shards: Sequence[Shard], tokens_per_s: float) -> None:
+    table = Table("model", "method", "task", "length", "shards", "samples", "tokens", title=configuration.name)
+    cells: dict[tuple[int, int, str], list[Shard]] = {}
+    for shard in shards:
+        cells.setdefault((shard.model, shard.method, shard.leaf), []).append(shard)
+    for (model, method, leaf), members in sorted(cells.items(), key=lambda cell: (cell[0][:2], cell[1][0].length or 0)):
+        length = members[0].length
+        table.add_row(
+            configuration.models[model].name,
+            configuration.methods[method].label,
+            leaf,
+            length_label(length) if length else "",
+            str(len(members)),
+            str(sum(shard.stop - shard.start for shard in members)),
+            f"{sum(shard.cost for shard in members):,}",
+        )
+    Console().print(table)
+    tokens = sum(shard.cost for shard in shards)
+    hours = tokens / tokens_per_s / 3600
+    done = sum(Store(configuration.out).read_shard(shard.key) is not None for shard in shards)
+    print(
+        f"{len(shards)} shards, {done} of them done; {tokens:,} tokens, about {hours:.1f} GPU-hours "
+        f"at {tokens_per_s:,.0f} tokens per second"
+    )
+
+
+def _named(configuration: Sweep, shard: Shard) -> str:
+    model, method = configuration.models[shard.model].name, configuration.methods[shard.method].label
+    return f"{model}, {method}, {shard.leaf}, samples {shard.start} to {shard.stop - 1}"

@@ -1,0 +1,69 @@
+"""Show how far a sweep is: live on a terminal, as log lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from .plan import Shard
+
+if TYPE_CHECKING:
+    from .run import Outcome
+
+LINE_EVERY_S = 30.0
+
+
+class Progress:
+    """Shards done, running and failed, and when the rest will be done."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.before, self.start, self.last = total, done, time.monotonic(), 0.0
+        self.bar: Bar | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Bar(*columns, TextColumn("ETA {task.fields[eta]}"), console=Console(stderr=True))
+
+    def __enter__(self) -> Progress:
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task("shards", total=self.total, completed=self.before, eta="?")
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def show(self, running: Sequence[Shard], outcome: Outcome) -> None:
+        """Show where the sweep is.
+
+        Args:
+            running: Shards at work.
+            outcome: What was finished so far.
+        """
+        failed = len(outcome.failed) + len(outcome.out_of_memory)
+        eta = self._eta(outcome.done + failed)
+        if self.bar:
+            text = f"{len(running)} running, {failed} failed"
+            self.bar.update(self.task, completed=outcome.done + failed, description=text, eta=eta)
+            return
+        now = time.monotonic()
+        if now - self.last >= LINE_EVERY_S or outcome.done + failed == self.total:
+            self.last = now
+            line = f"{outcome.done} of {self.total} shards done, {len(running)} running, {failed} failed, ETA {eta}"
+            print(line, file=sys.stderr, flush=True)
+
+    def _eta(self, finished: int) -> str:
+        """Return how long the rest will take at the pace so far, of equally costly shards."""
+        new = finished - self.before
+        if not new:
+            return "?"
+        seconds = (time.monotonic() - self.start) / new * (self.total - finished)
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}"

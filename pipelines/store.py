@@ -1,0 +1,152 @@
+"""What a sweep keeps on disk: one file per finished shard, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from lm_eval.utils import handle_non_serializable
+
+from mesa_lm.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+class Store:
+    """The output folder of a sweep.
+
+    `shards/KEY.json` holds what a shard answered, `failures/KEY.json` why one has no answers, `logs/KEY.log` what it
+    printed, `results/` what was merged. A key names everything that determines a shard's answers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def results(self) -> Path:
+        """Folder of the merged results."""
+        return self.folder / "results"
+
+    def log_path(self, key: str) -> Path:
+        """File of what a shard printed."""
+        return self.folder / "logs" / f"{key}.log"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other drivers out.
+
+        Raises:
+            UsageError: Another driver is at work here, or the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"{self.folder}: another sweep is writing here; wait for it, or give another out="
+            ) from error
+        except OSError as error:
+            raise UsageError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_shard(self, key: str, payload: dict[str, Any]) -> None:
+        """Store what a shard answered, atomically and with a checksum; an earlier failure of it is forgotten.
+
+        Raises:
+            OSError: The disk is full, for example; nothing is left behind.
+        """
+        text = json.dumps(payload, default=handle_non_serializable)
+        write_atomically(self.folder / "shards" / f"{key}.json", f"{_checksum(text)}\n{text}")
+        (self.folder / "failures" / f"{key}.json").unlink(missing_ok=True)
+
+    def read_shard(self, key: str) -> dict[str, Any] | None:
+        """Return what a shard answered; None if it did not, or if its file is damaged, which is logged."""
+        path = self.folder / "shards" / f"{key}.json"
+        try:
+            checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            logger.warning("%s cannot be read (%s); the shard runs again", path, error)
+            return None
+        if checksum != _checksum(text):
+            logger.warning("%s is damaged; the shard runs again", path)
+            return None
+        payload: dict[str, Any] = json.loads(text)
+        return payload
+
+    def write_failure(self, key: str, failure: dict[str, Any]) -> None:
+        """Store why a shard has no answers."""
+        write_atomically(self.folder / "failures" / f"{key}.json", json.dumps(failure, indent=2))
+
+    def read_failure(self, key: str) -> dict[str, Any] | None:
+        """Return why a shard has no answers, None if that is not known."""
+        try:
+            failure: dict[str, Any] = json.loads((self.folder / "failures" / f"{key}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return failure
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Store a JSON file of the sweep itself, such as its plan."""
+        write_atomically(self.folder / f"{name}.json", json.dumps(content, indent=2))
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the sweep itself.
+
+        Raises:
+            UsageError: It is not there.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path}: no {name} of a sweep here; give the folder that `mesa-lm sweep` wrote"
+            ) from error
+        return content
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what lm-eval prints to a file."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        logger.setLevel(logging.ERROR)
+        with log.open("a", encoding="utf-8") as file:
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers, and a crash at any moment, find the old one or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

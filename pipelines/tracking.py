@@ -1,0 +1,263 @@
+"""Log results to Weights & Biases: one run per model and method, one for the leaderboard, always from what is on disk.
+
+A run's id follows from the sweep, the model and the method, and every time it is logged in full. So it replaces what an
+interrupted sweep logged before, online and, because its older folder is removed, offline too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from mesa_lm.errors import UsageError
+from mesa_lm.leaderboard.ranking import rank
+from mesa_lm.results import read
+
+from .tracked import Log, board_log, method_log, row_of, without_secrets
+
+logger = logging.getLogger(__name__)
+
+STATE = "wandb.json"
+INIT_TIMEOUT_S = 60
+FINISH_TIMEOUT_S = 600  # for what remains to be sent of one run
+OUTAGES = (wandb.errors.Error, OSError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where to log.
+
+    Args:
+        project: W&B project.
+        group: Name of the sweep; runs of one sweep are one group.
+        folder: Local folder of the runs and of the state that tells what was logged.
+        entity: W&B team or user; None: the default of the account.
+        tags: Tags of every run, beside model, method and git commit.
+        mode: "online" or "offline"; None: WANDB_MODE, else online where an API key is known.
+    """
+
+    project: str
+    group: str
+    folder: Path
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: str | None = None
+
+    @property
+    def resolved_mode(self) -> str:
+        """The mode to log in: never online without an API key, for which W&B would ask."""
+        mode = self.mode or os.environ.get("WANDB_MODE")
+        if mode not in (None, "online", "offline", "disabled"):
+            raise UsageError(f"W&B mode must be online, offline or disabled, found {mode!r}")
+        if mode in ("offline", "disabled"):
+            return mode
+        if _has_api_key():
+            return "online"
+        if mode == "online":
+            logger.warning("W&B: no API key is known (WANDB_API_KEY, wandb login); logging offline")
+        return "offline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run to log: its name, the parts that identify it, its tags, what its numbers depend on, and what logs it."""
+
+    name: str
+    job_type: str
+    parts: tuple[str, ...]
+    tags: tuple[str, ...]
+    content: tuple[bytes, ...]
+    log: Log
+
+    def id_in(self, target: Target) -> str:
+        """Its id, the same whenever it is logged."""
+        named = json.dumps([target.project, target.group, self.job_type, *self.parts])
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
+
+
+def track(results: Iterable[Path], target: Target) -> list[str]:
+    """Log every model and method of some results, and the leaderboard.
+
+    What was logged before and has not changed is not logged again. A failure of W&B is logged as a warning and never
+    raised: the results are on disk and can be logged later by the same call.
+
+    Args:
+        results: Results files, or folders that hold some.
+        target: Where to log.
+
+    Returns:
+        The names of the runs that were logged.
+
+    Raises:
+        UsageError: The results cannot be read, or the mode is unknown.
+    """
+    mode = target.resolved_mode
+    if mode == "disabled":
+        return []
+    logged = []
+    for run in _runs(results):
+        done, mode = _log_once(target, mode, run)
+        if done:
+            logged.append(run.name)
+            if run.job_type == "leaderboard" and mode == "online":
+                _report(target)
+    return logged
+
+
+def _runs(results: Iterable[Path]) -> list[_Run]:
+    """Return the runs that some results are logged as: one per model and method, and the leaderboard."""
+    cells = read(results)
+    entries = rank(cells)
+    runs = []
+    for (model, method), group in groupby(cells, key=lambda cell: (cell.model, cell.method)):
+        own = list(group)
+        board = [entry for entry in entries if (entry.model, entry.method) == (model, method)]
+        content = [path.read_bytes() for path in sorted({cell.source for cell in own})]
+        commits = {json.loads(text).get("git_hash") for text in content}
+        # Its rank depends on the other methods too.
+        content += [json.dumps(row_of(entry)).encode() for entry in board]
+        runs.append(
+            _Run(
+                name=f"{Path(model).name} {method}",
+                job_type="eval",
+                parts=(model, method),
+                tags=(model, method, *(str(commit) for commit in commits if commit)),
+                content=tuple(content),
+                log=method_log(own, board),
+            )
+        )
+    if entries:
+        table = json.dumps([row_of(entry) for entry in entries]).encode()
+        board_run = _Run(
+            name="leaderboard", job_type="leaderboard", parts=(), tags=(), content=(table,), log=board_log(entries)
+        )
+        runs.append(board_run)
+    return runs
+
+
+def _log_once(target: Target, mode: str, run: _Run) -> tuple[bool, str]:
+    """Log one run in full unless the same was logged before.
+
+    Returns:
+        Whether it was logged, and the mode for the next: offline once W&B could not be reached, as one wait is enough.
+    """
+    run_id = run.id_in(target)
+    digest = hashlib.sha256(b"\0".join([mode.encode(), *run.content])).hexdigest()
+    if (_read_state(target.folder).get(run_id) or {}).get("digest") == digest:
+        return False, mode
+    earlier = _folders(target, run_id)
+    try:
+        _write_run(target, mode, run_id, run)
+    except Exception as error:  # whatever W&B raises: an evaluation must not fail with it
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, TimeoutError):  # what was sent is not known, and its folder is still in use
+            logger.warning("W&B: %s was not sent in time (%s); logging the others offline", run.name, told)
+            return False, "offline"
+        for folder in _folders(target, run_id) - earlier:
+            shutil.rmtree(folder, ignore_errors=True)  # half of a run must never be synced
+        if mode == "online" and isinstance(error, OUTAGES):
+            logger.warning("W&B cannot be reached, logging offline (%s); send it later by wandb sync", told)
+            wandb.teardown()  # its service holds on to the id of the run that failed
+            return _log_once(target, "offline", run)
+        logger.warning("W&B: %s was not logged (%s); results are on disk", run.name, told)
+        return False, mode
+    for folder in earlier:
+        # Syncing two folders of one run would leave in W&B whichever came last.
+        shutil.rmtree(folder, ignore_errors=True)
+    _write_state(target.folder, _read_state(target.folder) | {run_id: {"name": run.name, "digest": digest}})
+    return True, mode
+
+
+def _folders(target: Target, run_id: str) -> set[Path]:
+    """Return all folders of one run, those of interrupted calls included."""
+    return set((target.folder / "wandb").glob(f"*run-*-{run_id}"))
+
+
+def _write_run(target: Target, mode: str, run_id: str, planned: _Run) -> None:
+    """Log one run."""
+    target.folder.mkdir(parents=True, exist_ok=True)
+    # Artifacts wait here until they are synced, which may be on another machine: beside the runs, not in a home.
+    os.environ.setdefault("WANDB_DATA_DIR", str(target.folder.resolve()))
+    run = wandb.init(
+        project=target.project,
+        entity=target.entity,
+        group=target.group,
+        job_type=planned.job_type,
+        id=run_id,
+        name=planned.name,
+        tags=sorted({tag[-64:] for tag in (*target.tags, *planned.tags)}),  # W&B's limit
+        dir=target.folder,
+        mode=mode,  # type: ignore[arg-type]
+        reinit="create_new",
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=True,
+            x_disable_stats=True,
+            save_code=False,
+        ),
+    )
+    try:
+        run.config.update(without_secrets(planned.log(run)))
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def _report(target: Target) -> None:
+    """Create the report that shows the leaderboard, or bring it up to date, where wandb-workspaces is installed."""
+    try:
+        from wandb_workspaces.reports import v2 as reports
+    except ImportError:
+        logger.info('W&B: no report; pip install "mesa-lm[reports]" for one')
+        return
+    place = {"project": target.project} | ({"entity": target.entity} if target.entity else {})
+    try:
+        state = _read_state(target.folder)
+        url = state.get("report")
+        report = reports.Report.from_url(url) if url else reports.Report(**place, title=f"Leaderboard: {target.group}")
+        runs = reports.Runset(**place, filters=f"Group == '{target.group}'")
+        report.blocks = [
+            reports.PanelGrid(runsets=[runs], panels=[reports.WeavePanelSummaryTable(table_name="leaderboard")])
+        ]
+        report.save()
+        _write_state(target.folder, {**state, "report": report.url})
+    except Exception as error:
+        logger.warning("W&B: the report was not created (%s: %s)", type(error).__name__, error)
+
+
+def _has_api_key() -> bool:
+    """Tell whether W&B knows an API key, without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    with suppress(Exception):
+        return bool(wandb.login(prompt=False, verify=False))
+    return False
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _write_state(folder: Path, state: dict[str, Any]) -> None:
+    part = folder / f"{STATE}.part"
+    part.write_text(json.dumps(state, indent=2), encoding="utf-8")
+    part.replace(folder / STATE)

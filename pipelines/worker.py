@@ -1,0 +1,144 @@
+"""Evaluate shards: one model, loaded once, under one method after another."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import resource
+import time
+import traceback
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+
+from mesa_lm.discovery import TaskManager
+from mesa_lm.harness import MesaHFLM
+from mesa_lm.methods import make_method
+
+from .config import Sweep
+from .plan import Shard, task_manager
+from .store import Store, quiet
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+
+
+class Worker:
+    """Evaluates shards of one model of a sweep."""
+
+    def __init__(self, sweep: Sweep, model: int) -> None:
+        """Prepare; the model is loaded with the first shard, so that its failure is that shard's.
+
+        Args:
+            sweep: The sweep.
+            model: Place of the model in it.
+        """
+        self.sweep, self.model = sweep, sweep.models[model]
+        self.store = Store(sweep.out)
+        self._lm: MesaHFLM | None = None
+        self._method: int | None = None
+        self._managers: dict[int, TaskManager] = {}
+        torch.set_num_threads(sweep.workers.threads)
+
+    def run(self, shard: Shard) -> dict[str, Any]:
+        """Evaluate a shard and store its answers.
+
+        Returns:
+            `status` "done", "oom" or "failed", `seconds`, and `error` unless done. Nothing is raised: what went wrong
+            is a result of the sweep.
+        """
+        start = time.perf_counter()
+        log = self.store.log_path(shard.key)
+        try:
+            with quiet(log):
+                payload = self._answers(shard)
+            payload["seconds"] = time.perf_counter() - start
+            self.store.write_shard(shard.key, payload)
+        except Exception as error:
+            out_of_memory = _is_out_of_memory(error)
+            with contextlib.suppress(OSError):
+                with log.open("a", encoding="utf-8") as file:
+                    traceback.print_exc(file=file)
+            self._lm = None  # whatever state it is in
+            _free_memory()
+            text = f"{type(error).__name__}: {str(error).strip()[:500]}"
+            return {
+                "status": "oom" if out_of_memory else "failed",
+                "error": text,
+                "seconds": time.perf_counter() - start,
+            }
+        return {"status": "done", "seconds": payload["seconds"]}
+
+    def _answers(self, shard: Shard) -> dict[str, Any]:
+        """Return the responses of a shard's samples, and what lm-eval would save about the model."""
+        lm = self._load(shard.method)
+        task = self.sweep.tasks[shard.task]
+        random.seed(self.sweep.seed)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        lm.truncated_samples = 0
+        results = simple_evaluate(
+            model=lm,
+            tasks=[shard.leaf],
+            samples={shard.leaf: list(range(shard.start, shard.stop))},
+            num_fewshot=task.num_fewshot,
+            batch_size=self.sweep.batch_size,
+            bootstrap_iters=0,
+            log_samples=True,
+            random_seed=self.sweep.seed,
+            task_manager=self._task_manager(shard.task),
+        )
+        assert results is not None
+        responses = {sample["doc_id"]: sample["resps"] for sample in results["samples"][shard.leaf]}
+        tokenizer = lm.tokenizer
+        return {
+            "leaf": shard.leaf,
+            "responses": {str(place): given for place, given in sorted(responses.items())},
+            "model_info": lm.get_model_info(),
+            "batch_sizes": list(lm.batch_sizes.values()),
+            "eot_token_id": lm.eot_token_id,
+            "max_length": lm.max_length,
+            "tokenizer": {
+                name: getattr(tokenizer, name)
+                for kind in ("pad", "eos", "bos")
+                for name in (f"{kind}_token", f"{kind}_token_id")
+            },
+            "peak_bytes": _peak_bytes(),
+        }
+
+    def _task_manager(self, task: int) -> TaskManager:
+        if task not in self._managers:
+            self._managers[task] = task_manager(self.sweep, self.model, self.sweep.tasks[task])
+        return self._managers[task]
+
+    def _load(self, method: int) -> MesaHFLM:
+        """Return the model under a method; only the first call loads it."""
+        choice = self.sweep.methods[method]
+        if self._lm is None:
+            arguments = {**self.model.arguments, **choice.arguments, "batch_size": self.sweep.batch_size}
+            self._lm = MesaHFLM(**arguments)
+        elif self._method != method:
+            self._lm.switch(make_method(choice.method, **choice.parameters))
+        self._method = method
+        return self._lm
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
+    )
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _peak_bytes() -> int:
+    """Return the most memory in use so far: of the GPU since the shard began, else of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

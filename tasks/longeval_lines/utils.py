@@ -1,0 +1,158 @@
+"""Build and score LongChat's line retrieval at a given length in tokens."""
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+
+from mesa_lm.errors import UsageError, unknown_name
+from mesa_lm.task_support import check_count, check_option_names, load_neighbour, wrong_option
+from mesa_lm.tokenizing import load_tokenizer, token_counter
+
+OPTIONS = ("lengths", "num_samples", "prompt", "seed")
+
+TEXTS = load_neighbour(__file__, "texts.py")
+
+
+class Record(NamedTuple):
+    """The lines of one question in their order, and which of them is asked for."""
+
+    names: list[str]
+    values: list[int]
+    share: float  # of the lines before the one asked for, 0 to 1
+    ending: str
+
+    def asked(self, lines: int) -> int:
+        """Return which line is asked for where the record has so many."""
+        return min(int(self.share * lines), lines - 1)
+
+    def text(self, lines: int) -> str:
+        """Return the prompt with the first lines of the record."""
+        pairs = zip(self.names[:lines], self.values[:lines], strict=True)
+        record = "".join(TEXTS.LINE.format(name=name, value=value) for name, value in pairs)
+        return TEXTS.HEAD + record + (TEXTS.QUESTION + self.ending).format(name=self.names[self.asked(lines)])
+
+
+def check_options(metadata: Mapping[str, Any]) -> None:
+    """Check the options of longeval_lines before anything is loaded; the README describes them.
+
+    Args:
+        metadata: The user's metadata, the arguments of the model among it.
+
+    Raises:
+        UsageError: An option is misspelt, of the wrong type or out of range.
+    """
+    check_option_names("longeval_lines", metadata, OPTIONS)
+    check_count("longeval_lines", "num_samples", metadata)
+    if "seed" in metadata and type(metadata["seed"]) is not int:
+        raise wrong_option("longeval_lines", "seed", "a whole number", metadata)
+    if metadata.get("prompt", "plain") not in TEXTS.ENDINGS:
+        raise UsageError(unknown_name("longeval_lines prompt", str(metadata["prompt"]), TEXTS.ENDINGS))
+
+
+def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **model_args: Any) -> dict[str, Dataset]:
+    """Build the questions of one length.
+
+    Args:
+        length: Tokens of the whole prompt as lm-eval feeds it, special tokens included. A prompt is at most so long,
+            and about one line shorter at most.
+        num_samples: How many questions.
+        prompt: Name of the prompt variant.
+        seed: Of names, values and of which line is asked for.
+        **model_args: The arguments of the model that name its tokenizer, and others.
+
+    Returns:
+        A split `test` with the columns prompt, name (of the line asked for), value (in it), lines (how many), length
+        (as asked), tokens (as counted) and depth (the share of the lines before the one asked for).
+
+    Raises:
+        UsageError: An option is wrong, or the length is too short for a line or too long for the names there are.
+        ModelError: There is no such tokenizer, or it cannot be loaded.
+    """
+    check_options(model_args | {"num_samples": num_samples, "prompt": prompt, "seed": seed})
+    count_tokens = token_counter(load_tokenizer(model_args), model_args.get("add_bos_token"))
+    docs = []
+    for i in range(num_samples):
+        record = draw(random.Random(f"{seed} {length} {i}"), TEXTS.ENDINGS[prompt])
+        lines = most_lines(record, length, count_tokens)
+        asked, text = record.asked(lines), record.text(lines)
+        docs.append(
+            {
+                "prompt": text,
+                "name": record.names[asked],
+                "value": record.values[asked],
+                "lines": lines,
+                "length": length,
+                "tokens": count_tokens(text),
+                "depth": asked / max(1, lines - 1),
+            }
+        )
+    return {"test": Dataset.from_list(docs)}
+
+
+def draw(rng: random.Random, ending: str) -> Record:
+    """Draw a record of as many lines as there are names, no name twice."""
+    names = [f"{adjective}-{noun}" for adjective in TEXTS.ADJECTIVES.split() for noun in TEXTS.NOUNS.split()]
+    rng.shuffle(names)
+    return Record(names, [rng.randint(1, TEXTS.MAX_VALUE) for _ in names], rng.random(), ending)
+
+
+def most_lines(record: Record, length: int, count_tokens: Callable[[str], int]) -> int:
+    """Return how many lines of a record fit.
+
+    Tokens are nearly proportional to lines, so that a handful of counts is enough.
+
+    Args:
+        record: The record.
+        length: Tokens of the whole prompt.
+        count_tokens: From a text to its number of tokens.
+
+    Returns:
+        A number of lines with which the prompt has at most `length` tokens, and with one more has more.
+
+    Raises:
+        UsageError: Not even one line fits, or all lines there are do.
+    """
+    low, below = 1, count_tokens(record.text(1))
+    if below > length:
+        raise UsageError(
+            f"longeval_lines: a length of {length} tokens is too short for the question and one line; "
+            f"with this tokenizer it must be at least about {below}"
+        )
+    high, above = low, below
+    while above <= length:
+        low, below = high, above
+        if high == len(record.names):
+            raise UsageError(
+                f"longeval_lines: a length of {length} tokens takes more than the {high} lines that have names of "
+                f"their own; with this tokenizer it must be at most about {above}"
+            )
+        high = min(len(record.names), max(length // 10, 2 * high))
+        above = count_tokens(record.text(high))
+    while high - low > 1:
+        middle = low + (high - low) * (length - below) // (above - below)
+        middle = min(max(middle, low + 1), high - 1)
+        tokens = count_tokens(record.text(middle))
+        if tokens <= length:
+            low, below = middle, tokens
+        else:
+            high, above = middle, tokens
+    return low
+
+
+def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
+    """Compare an answer with the value of the line.
+
+    Args:
+        doc: The question.
+        results: The generated text.
+
+    Returns:
+        `acc`: the last number in the text is the value, as LongChat scores. `first_number`: the first one is, which
+        suits models that go on talking.
+    """
+    numbers = [int(number) for number in re.findall(r"[0-9]+", results[0])]
+    value = doc["value"]
+    return {"acc": float(numbers[-1:] == [value]), "first_number": float(numbers[:1] == [value])}

@@ -1,0 +1,246 @@
+"""Whatever breaks during a sweep: nothing finished is lost or done twice, and what is missing runs again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ray = pytest.importorskip("ray")
+from mesa_lm.cli import pipelines_module  # noqa: E402
+from mesa_lm.demo import MODEL_PATH  # noqa: E402
+from mesa_lm.errors import UsageError  # noqa: E402
+
+config, plan, run, store = map(pipelines_module, ("config", "plan", "run", "store"))
+pytestmark = pytest.mark.slow
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+
+SWEEP = """
+name: test
+out: OUT
+models: [{pretrained: MODEL}]
+methods: [mesa, rerope]
+tasks: [{task: passkey_long, metadata: {num_samples: 4}}]
+lengths: [80, 130]
+shard_tokens: 150
+workers: {cpus: 1}
+max_attempts: 2
+"""
+
+
+class FakeWorker:
+    """Answers without a model; what happens to a shard is told by a file named after its leaf and first sample."""
+
+    def __init__(self, sweep, model):
+        self.sweep = sweep
+        self.store = store.Store(sweep.out)
+
+    def run(self, shard):
+        with (self.sweep.out / "ran").open("a") as file:
+            file.write(f"{shard.key}\n")
+        order = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
+        what = order.read_text() if order.exists() else ""
+        if what == "kill once":
+            order.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "slow":
+            time.sleep(2)
+        if what == "hang once":
+            order.unlink()
+            time.sleep(600)
+        if what in ("failed", "oom"):
+            return {"status": what, "error": f"{what} on purpose", "seconds": 0.0}
+        if what == "full disk":
+            return {"status": "failed", "error": "OSError: [Errno 28] No space left on device", "seconds": 0.0}
+        about = {"leaf": shard.leaf, "batch_sizes": [], "eot_token_id": 1, "max_length": 99, "peak_bytes": 1}
+        about |= {"model_info": {"mesa_lm": {"truncated_samples": 0}}, "seconds": 0.1}
+        about["tokenizer"] = dict.fromkeys(("pad_token", "eos_token", "bos_token"), "x")
+        about["tokenizer"] |= dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id"), 0)
+        self.store.write_shard(
+            shard.key, about | {"responses": {str(i): [["1"]] for i in range(shard.start, shard.stop)}}
+        )
+        return {"status": "done", "seconds": 0.1}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP.replace("OUT", str(tmp_path / "out")).replace("MODEL", str(MODEL_PATH)))
+    (tmp_path / "out").mkdir()
+    return config.load(path)
+
+
+@pytest.fixture
+def local_ray():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+    yield
+    ray.shutdown()
+
+
+def order(sweep, method, leaf, start, what):
+    (sweep.out / f"{method}-{leaf}-{start}").write_text(what)
+
+
+def ran(sweep):
+    return Counter((sweep.out / "ran").read_text().split())
+
+
+def test_a_killed_worker_is_replaced_and_its_shard_runs_again(sweep, local_ray):
+    order(sweep, 0, "passkey_long_130", 1, "kill once")
+    outcome = run.run(sweep, factory=FakeWorker)
+    shards = plan.plan(sweep)
+    killed = next(s for s in shards if (s.method, s.leaf, s.start) == (0, "passkey_long_130", 1))
+    assert (outcome.done, outcome.failed) == (len(shards), {})
+    assert ran(sweep) == Counter({shard.key: 1 for shard in shards}) + Counter([killed.key])
+    assert len(outcome.results) == 2
+
+
+def test_a_raising_shard_fails_alone_and_runs_again_next_time(sweep, local_ray):
+    order(sweep, 1, "passkey_long_80", 2, "failed")
+    outcome = run.run(sweep, factory=FakeWorker)
+    ((shard, error),) = outcome.failed.items()
+    assert (shard.leaf, shard.start, error) == ("passkey_long_80", 2, "failed on purpose")
+    assert ran(sweep)[shard.key] == sweep.max_attempts and outcome.done == len(plan.plan(sweep)) - 1
+    (partial,) = [path for path in outcome.results if "0-1-0" in str(path)]
+    report = json.loads(partial.read_text())
+    assert list(report["configs"]) == ["passkey_long_130"] and report["sweep"]["missing"] == ["passkey_long_80"]
+
+    (sweep.out / "1-passkey_long_80-2").unlink()
+    again = run.run(sweep, factory=FakeWorker)
+    assert (again.done, again.reused, again.failed) == (outcome.done + 1, outcome.done, {})
+    assert sum(ran(sweep).values()) == outcome.done + sweep.max_attempts + 1
+    assert not list((sweep.out / "failures").glob("*.json"))
+
+
+def test_out_of_memory_is_a_result_and_longer_inputs_are_skipped(sweep, local_ray):
+    order(sweep, 0, "passkey_long_80", 0, "oom")
+    # Costliest first: with one worker the longer length is done before the shorter one runs out of memory.
+    longer = sweep.model_copy(update={"lengths": (80, 130, 260)})
+    order(longer, 1, "passkey_long_130", 0, "oom")
+    outcome = run.run(longer, factory=FakeWorker)
+    assert outcome.failed == {} and {s.leaf for s in outcome.out_of_memory if s.method == 0} >= {"passkey_long_80"}
+    for path in (longer.out / "failures").glob("*.json"):
+        assert json.loads(path.read_text())["status"] == "oom"
+    before = sum(ran(longer).values())
+
+    again = run.run(longer, factory=FakeWorker)
+    assert sum(ran(longer).values()) == before  # known to be too long
+    assert {s.leaf for s in again.out_of_memory} == {s.leaf for s in outcome.out_of_memory}
+
+
+def test_damaged_shard_files_run_again(sweep, local_ray, caplog):
+    done = run.run(sweep, factory=FakeWorker).done
+    first, second, *_ = sorted((sweep.out / "shards").glob("*.json"))
+    first.write_text(first.read_text()[:-20])
+    second.write_text(second.read_text().replace('"1"', '"2"', 1))
+    outcome = run.run(sweep, factory=FakeWorker)
+    assert (outcome.done, outcome.reused) == (done, done - 2)
+    assert sorted(key for key, times in ran(sweep).items() if times == 2) == sorted([first.stem, second.stem])
+    assert f"{first} is damaged; the shard runs again" in caplog.text
+
+
+def test_a_full_disk_fails_the_shard_and_leaves_nothing_behind(sweep, local_ray, monkeypatch):
+    order(sweep, 0, "passkey_long_80", 0, "full disk")
+    outcome = run.run(sweep, factory=FakeWorker)
+    (error,) = outcome.failed.values()
+    assert "No space left on device" in error
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        store.Store(sweep.out).write_shard("abc", {})
+    assert not list((sweep.out / "shards").glob("*abc*"))
+
+
+def test_a_removed_node_takes_nothing_with_it(sweep):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
+    try:
+        order(sweep, 0, "passkey_long_130", 0, "hang once")
+
+        @ray.remote(num_cpus=0)
+        class Remover:
+            def wait(self, path):
+                while Path(path).exists():  # until the shard hangs
+                    time.sleep(0.05)
+
+        head = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            next(n["NodeID"] for n in ray.nodes() if n["NodeID"] != second.node_id), soft=False
+        )
+        waiting = (
+            Remover.options(scheduling_strategy=head).remote().wait.remote(str(sweep.out / "0-passkey_long_130-0"))
+        )
+        import threading
+
+        def remove():
+            ray.get(waiting)
+            time.sleep(0.5)
+            cluster.remove_node(second, allow_graceful=False)
+            # The shard may hang on the head: then free it.
+            (sweep.out / "removed").touch()
+
+        thread = threading.Thread(target=remove, daemon=True)
+        thread.start()
+        pinned = sweep.model_copy(update={"workers": sweep.workers.model_copy(update={"count": 2})})
+        outcome = run.run(pinned, factory=NodeWorker)
+        assert (outcome.done, outcome.failed) == (len(plan.plan(sweep)), {})
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class NodeWorker(FakeWorker):
+    """Hangs only until the node is removed, if it happens to run on the other one."""
+
+    def run(self, shard):
+        order_file = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
+        if order_file.exists():
+            order_file.unlink()
+            while not (self.sweep.out / "removed").exists():
+                time.sleep(0.05)
+        return super().run(shard)
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_faults
+test_faults.run.run(test_faults.config.load({path!r}), factory=test_faults.FakeWorker)
+"""
+
+
+def driver(tmp_path):
+    code = DRIVER.format(tests=str(Path(__file__).parent), path=str(tmp_path / "sweep.yaml"))
+    code = code.replace("load('", "load(test_faults.Path('").replace(".yaml')", ".yaml'))")
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path):
+    for start in range(4):
+        order(sweep, 0, "passkey_long_130", start, "slow")
+    first = driver(tmp_path)
+    shards = sweep.out / "shards"
+    while len(list(shards.glob("*.json"))) < 2:
+        assert first.poll() is None
+        time.sleep(0.1)
+    with pytest.raises(UsageError, match="another sweep is writing here"):
+        run.run(sweep, factory=FakeWorker)
+    first.kill()
+    first.wait()
+    time.sleep(3)  # its workers notice
+    finished = {path.stem for path in shards.glob("*.json")}
+    before = ran(sweep)
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+    try:
+        outcome = run.run(sweep, factory=FakeWorker)
+    finally:
+        ray.shutdown()
+    assert outcome.done == len(plan.plan(sweep)) and outcome.reused == len(finished) > 1
+    assert all(ran(sweep)[key] == before[key] for key in finished)

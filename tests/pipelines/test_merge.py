@@ -1,0 +1,84 @@
+"""Shards, merged, are a single run of lm-eval: every metric, standard error, sample and field."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("filelock")
+from mesa_lm.cli import pipelines_module
+from mesa_lm.demo import MODEL_PATH
+
+config, merge, plan, store, worker = map(pipelines_module, ("config", "merge", "plan", "store", "worker"))
+
+SWEEP = """
+name: test
+out: OUT
+models: [{pretrained: MODEL}]
+methods: [origin, {method: rerope, window: 40}]
+tasks:
+  - {task: passkey_long, metadata: {num_samples: 3}}
+  - {task: long_ppl, metadata: {num_samples: 3}, limit: 2}
+lengths: [140, 210]
+shard_tokens: 300
+"""
+# Where and when, which no two runs share; the single run is given a path to write to, and no seed.
+OWN = {"date", "total_evaluation_time_seconds", "sweep", "pretty_env_info", "git_hash", "upper_git_hash"}
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """A sweep whose shards ran one by one in this process, and its results files by method and task."""
+    folder = tmp_path_factory.mktemp("sweep")
+    path = folder / "sweep.yaml"
+    path.write_text(SWEEP.replace("OUT", str(folder / "out")).replace("MODEL", str(MODEL_PATH)))
+    sweep = config.load(path)
+    shards = plan.plan(sweep)
+    assert len(shards) > 12  # every task is cut
+    one = worker.Worker(sweep, 0)
+    kept = store.Store(sweep.out)
+    for shard in shards:
+        report = one.run(shard)
+        assert report["status"] == "done", report
+    results = {}
+    for method in range(2):
+        for task in range(2):
+            own = [shard for shard in shards if (shard.method, shard.task) == (method, task)]
+            results[method, task] = merge.merge(sweep, own, kept)
+    return results
+
+
+def single(folder: Path, method: str, task: str, *options: str) -> Path:
+    """The results file of the `lm_eval` command."""
+    metadata = json.dumps({"num_samples": 3, "lengths": [140, 210]})
+    command = [sys.executable, "-m", "lm_eval", "--model", "mesa-hf", "--tasks", task]
+    command += ["--model_args", f"pretrained={MODEL_PATH},{method}"]
+    command += ["--metadata", metadata, "--output_path", str(folder), "--log_samples", *options]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = folder.rglob("results_*.json")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "arguments", "name", "options"),
+    [
+        pytest.param(0, 0, "method=origin", "passkey_long", (), marks=pytest.mark.slow),
+        (1, 0, "method=rerope,window=40", "passkey_long", ()),
+        pytest.param(1, 1, "method=rerope,window=40", "long_ppl", ("--limit", "2"), marks=pytest.mark.slow),
+    ],
+    ids=["origin", "rerope", "limited"],
+)
+def test_merged_shards_are_a_single_run(merged, tmp_path, method, task, arguments, name, options):
+    ours, theirs = merged[method, task], single(tmp_path, arguments, name, *options)
+
+    found, expected = (json.loads(path.read_text()) for path in (ours, theirs))
+    assert set(found) - {"sweep"} == set(expected)
+    for key in set(expected) - OWN:
+        assert found[key] == expected[key], key
+    samples, others = (sorted(path.parent.glob("samples_*.jsonl")) for path in (ours, theirs))
+    assert len(samples) == len(others) == 2
+    for left, right in zip(samples, others, strict=True):
+        assert left.name.rsplit("_", 1)[0] == right.name.rsplit("_", 1)[0]
+        assert [json.loads(line) for line in left.open()] == [json.loads(line) for line in right.open()]
