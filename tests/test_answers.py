@@ -41,7 +41,7 @@ def resps(samples: list[dict]) -> list:
 
 
 @pytest.mark.parametrize(
-    "other", [{"method": "origin"}, {"extrapolated_width": 3}, {"dtype": "bfloat16"}, {"add_bos_token": False}]
+    "other", [{"method": "origin"}, {"extrapolated_width": 3}, {"dtype": "bfloat16"}, {"max_length": 301}]
 )
 def test_answers_are_served_to_the_same_run_alone(model_path, tmp_path, other) -> None:  # noqa: F811
     settings = {"lengths": [211], "data": str(tmp_path / "text.txt"), "num_samples": 1}
