@@ -23,6 +23,7 @@ from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.manager import TaskManager as StockTaskManager
 
+from mesa_lm.answers import key_requests_by_content
 from mesa_lm.errors import MesaError, UsageError
 
 
@@ -80,6 +81,11 @@ class _Factory(TaskFactory):
             overrides = entry.added | (overrides or {})
         config: dict[str, Any] = super()._load_full_config(entry, overrides)
         return config
+
+    def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
+        task = super()._build_task(entry, overrides)
+        key_requests_by_content(task)
+        return task
 
 
 class TaskManager(StockTaskManager):
@@ -189,7 +195,7 @@ def _is_lengths(value: object) -> TypeGuard[list[int]]:
 
 
 def _report_errors_in_one_line() -> None:
-    """Print a MesaError that ends the lm-eval command as one line; elsewhere, and for other errors, nothing changes."""
+    """Print a MesaError or Ctrl-C that ends the lm-eval command as one line; nothing else changes."""
     command = Path(sys.argv[0])
     in_command = command.stem in ("lm_eval", "lm-eval") or command.parts[-2:] == ("lm_eval", "__main__.py")
     if in_command and sys.excepthook is sys.__excepthook__:
@@ -199,5 +205,7 @@ def _report_errors_in_one_line() -> None:
 def _print_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if isinstance(error, MesaError):
         print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)  # what is kept has been said where it is known
     else:
         sys.__excepthook__(kind, error, traceback)

@@ -1,9 +1,9 @@
 """The lm-eval model `mesa-hf`: lm-eval's `hf` with an extrapolation method and without truncation."""
 
 import inspect
-import json
 import logging
 from dataclasses import asdict
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from mesa_lm import __version__
+from mesa_lm.answers import use_own_table, weights_digest
 from mesa_lm.demo import MODEL_PATH
-from mesa_lm.errors import MethodError, ModelError, UsageError
+from mesa_lm.errors import MethodError, ModelError
 from mesa_lm.families import check_supported
 from mesa_lm.methods import Method, Origin, train_length_of
 from mesa_lm.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
@@ -25,6 +26,9 @@ from mesa_lm.scoring import UncutHFLM
 logger = logging.getLogger("lm_eval.models.mesa_hf")
 
 HF_KEYWORDS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}
+
+# They change no answer but by rounding.
+_WITHOUT_EFFECT = frozenset({"batch_size", "max_batch_size", "device", "logits_cache"})
 
 
 class MesaHFLM(UncutHFLM):
@@ -39,7 +43,7 @@ class MesaHFLM(UncutHFLM):
       answers depend neither on batch size nor on order. Method `origin` is exempt: it makes `hf`'s own calls, and
       its results are those of `hf` to the last bit for every request that `hf` does not truncate.
     * `batch_size=auto` tries the longest request there is, not one of `max_length` tokens.
-    * An answer cache (`--use_cache`) of another model or method is refused instead of served.
+    * An answer cache (`--use_cache`) serves the answers of the same model, method and options alone.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class MesaHFLM(UncutHFLM):
         self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
         self.stock_calls = isinstance(self.method, Origin)
         check_store(chunk_store_gib)
+        self._options = {name: repr(value) for name, value in others.items() if name not in _WITHOUT_EFFECT}
         if pretrained is None:
             logger.info("No pretrained= given: running the demo model that ships with mesa-lm")
             pretrained = str(MODEL_PATH)
@@ -172,23 +177,21 @@ class MesaHFLM(UncutHFLM):
         }
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Accept lm-eval's answer cache if it is this model's and method's own.
+        """Take lm-eval's answer cache, whose answers it looks up by the request alone, for this model and method only.
 
-        lm-eval looks answers up by the request alone and would serve those of another model or method.
-
-        Raises:
-            UsageError: The cache holds answers of another model or method.
+        Args:
+            cache_hook: lm-eval's access to the cache, or to none.
         """
-        answers = cache_hook.dbdict
-        if answers is not None:
-            identity = {**self._describe(), "revision": self.revision, "peft": self.peft, "delta": self.delta}
-            own = json.dumps({**identity, "dtype": str(self.model.dtype)}, sort_keys=True)
-            found = answers.get("mesa_lm", "another model class" if len(answers) else own)
-            if found != own:
-                raise UsageError(
-                    f"--use_cache names a cache with the answers of {found}, this run is {own}; give another path"
-                )
-            answers["mesa_lm"] = own
+        if cache_hook.dbdict is not None:
+            identity = {
+                **self._describe(),
+                "options": self._options,
+                "dtype": str(self.model.dtype),
+                "weights": weights_digest(self.model),
+                "vocabulary": sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest(),
+                "version": __version__,
+            }
+            use_own_table(cache_hook.dbdict, identity)
         super().set_cache_hook(cache_hook)
 
 

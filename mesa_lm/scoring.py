@@ -2,25 +2,31 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator, normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm  # type: ignore[import-untyped]
+
+from mesa_lm.answers import interruption_reported
+from mesa_lm.errors import UsageError
+from mesa_lm.logits import SOFTMAX_BLOCK, Head, continuation_score, find_head, states_as_logits
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
 logger = logging.getLogger("lm_eval.models.mesa_hf")
 
 # What `max_length` answers where the user set none: lm-eval calculates with it, so it has to be a number.
 UNLIMITED = 10**12
-# Positions whose log-probabilities over the vocabulary exist at the same time.
-SOFTMAX_BLOCK = 1024
+# Where the logits of hf's own call would be more than this, not all of them are held; a softmax takes as much again.
+STOCK_LOGITS_BYTES = 2**31
 # A CPU never reports that a batch is too large, so batch_size=auto keeps to this many tokens a batch there.
 CPU_BATCH_TOKENS = 16384
 
@@ -47,6 +53,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         """
         self.truncated_samples = 0
         self._cut = 0
+        self._bar = tqdm(disable=True)
         super().__init__(**kwargs)
 
     @property
@@ -107,27 +114,60 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         if size == "auto":
             longest = min(self.max_length, max(map(length, requests), default=1))
             size = self._largest_batch(generate, len(requests), longest)
-        with self._fixed_batch_size(size):
-            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        with self._fixed_batch_size(size), self._progress("Generating", len(requests), disable_tqdm):
+            answers: list[str] = super().generate_until(requests, disable_tqdm=True)
         self._add_truncated(self._cut)
+        return answers
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score each continuation after its context; see `HFLM.loglikelihood`."""
+        with self._progress("Scoring", len(requests), disable_tqdm):
+            answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Return each document's log-likelihood, scored as one window; with `max_length`, as windows of that length.
 
-        A document of n tokens costs one forward pass of n tokens and n x vocabulary logits in the model's dtype; the
-        softmax over them goes block by block. Documents that `max_length` splits count as truncated.
+        A document of n tokens costs one forward pass of n tokens; logits and softmax go block by block. Documents that
+        `max_length` splits count as truncated.
         """
         documents = [self.tok_encode(request.args[0]) for request in requests]
         size = self.batch_size
         if size == "auto":
             longest = max(documents, key=len, default=[])[: self.max_length] or [self.prefix_token_id]
             window: Request = (None, [self.prefix_token_id], longest)
-            size = self._largest_batch(lambda rows: self._scored_logits([window] * rows), len(requests), len(longest))
-        with self._fixed_batch_size(size):
-            answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            size = self._largest_batch(lambda rows: self._scored_states([window] * rows), len(requests), len(longest))
+        with self._fixed_batch_size(size), self._progress("Scoring documents", len(requests), disable_tqdm):
+            # Several processes must make equal numbers of calls, which lm-eval's own loop sees to.
+            rolling = self._rolling if self.world_size == 1 else super().loglikelihood_rolling
+            answers: list[float] = rolling(requests)
         self._add_truncated(sum(len(document) > self.max_length for document in documents))
         return answers
+
+    def _rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Score documents a batch at a time, so that each is kept in the answer cache as soon as it is finished."""
+        answers = []
+        for start in range(0, len(requests), self.batch_size):
+            texts = [request.args[0] for request in requests[start : start + self.batch_size]]
+            windows = [self._windows(text) for text in texts]
+            scores = iter(self._loglikelihood_tokens(list(chain.from_iterable(windows)), disable_tqdm=True))
+            for text, own in zip(texts, windows, strict=True):
+                answers.append(sum(next(scores)[0] for _ in own))
+                self.cache_hook.add_partial("loglikelihood_rolling", (text,), answers[-1])
+                self._bar.update(1)
+        return answers
+
+    def _windows(self, text: str) -> list[Request]:
+        windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1)
+        return [(None, *make_disjoint_window(window)) for window in windows]
+
+    @contextmanager
+    def _progress(self, what: str, count: int, disable: bool) -> Iterator[None]:
+        """Show a bar with the length of what is being computed, and say at Ctrl-C what is kept."""
+        hidden = disable or self.rank != 0
+        with tqdm(total=count, desc=what, disable=hidden) as bar, interruption_reported(self.cache_hook.dbdict):
+            self._bar = bar
+            yield
 
     @contextmanager
     def _fixed_batch_size(self, size: int) -> Iterator[None]:
@@ -143,7 +183,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         """The batch size for `batch_size=auto` from the request at `pos` on, the longest of the rest."""
         _, context, continuation = longest = requests[pos]
         return self._largest_batch(
-            lambda rows: self._scored_logits([longest] * rows), len(requests), len(context) + len(continuation)
+            lambda rows: self._scored_states([longest] * rows), len(requests), len(context) + len(continuation)
         )
 
     def _largest_batch(self, attempt: Callable[[int], object], count: int, length: int) -> int:
@@ -167,12 +207,21 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
 
         Args:
             requests: Strings, context tokens and continuation tokens.
-            disable_tqdm: Show no progress bar.
+            disable_tqdm: Not used: the caller shows the progress.
             override_bs: The batch size where `batch_size` is "auto"; None: find one.
 
         Returns:
             Log-likelihood and whether greedy decoding gives the continuation, in the order of the requests.
+
+        Raises:
+            UsageError: A continuation is longer than `max_length`.
         """
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise UsageError(
+                f"max_length={self.max_length} is shorter than a continuation to be scored, of {longest} tokens; "
+                "leave max_length out, or raise it"
+            )
         order = Collator(
             requests,
             sort_fn=lambda request: (-len(request[1] + request[2]), tuple(request[1] + request[2])),
@@ -187,53 +236,74 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             batch_fn=self._batch_scheduler if detect else None,
         )
         answers = []
-        progress = tqdm(
-            total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests"
-        )
         for batch in batches:
-            for (strings, context, continuation), logits in zip(batch, self._scored_logits(batch), strict=True):
+            self._bar.set_postfix(tokens=max(len(context) + len(continuation) for _, context, continuation in batch))
+            batch_states, head = self._scored_states(batch)
+            for (strings, context, continuation), states in zip(batch, batch_states, strict=True):
                 sharing = order.get_cache(
-                    req_str=strings, cxt_toks=context, cont_toks=continuation, logits=logits.unsqueeze(0)
+                    req_str=strings, cxt_toks=context, cont_toks=continuation, logits=states.unsqueeze(0)
                 )
-                for shared_strings, tokens, shared_logits in sharing:
-                    answer = continuation_score(shared_logits[0, -len(tokens) :], tokens, self.softmax_dtype)
+                for shared_strings, tokens, shared in sharing:
+                    with self._inference():
+                        answer = continuation_score(shared[0, -len(tokens) :], tokens, self.softmax_dtype, head)
                     answers.append(answer)
                     if shared_strings is not None:  # windows of a document: cached as a whole by the caller
                         self.cache_hook.add_partial("loglikelihood", shared_strings, answer)
-                    progress.update(1)
-        progress.close()
+                        self._bar.update(1)
         self._add_truncated(sum(len(request[1]) + len(request[2]) > self.max_length + 1 for request in requests))
         in_order: list[tuple[float, bool]] = order.get_original(answers)
         return in_order
 
-    def _scored_logits(self, batch: Sequence[Request]) -> list[Tensor]:
-        """Return each request's logits (continuation length, vocabulary), views of what the model returned."""
+    def _scored_states(self, batch: Sequence[Request]) -> tuple[list[Tensor], Head | None]:
+        """Return what predicts each request's continuation, views of what the model returned.
+
+        Returns:
+            (continuation length, vocabulary) logits and None; or, where the logits would be many, (continuation length,
+            hidden) states and what makes logits of them.
+        """
         # The last token of a continuation is predicted, never read.
         rows = [
             torch.tensor((context + continuation)[-(self.max_length + 1) :][:-1], device=self.device)
             for _, context, continuation in batch
         ]
         lengths = [len(continuation) for _, _, continuation in batch]
-        if self.stock_calls:
+        positions = len(rows) * max(map(len, rows))
+        if self.stock_calls and positions * self._logits_bytes() <= STOCK_LOGITS_BYTES:
             # hf's own call: without padding mask and with the logits of every position, since leaving some out
             # changes the last bits of the others. Padding on the right cannot change a causal model's result.
             inputs, _ = padded(rows, "right", 0)
             logits = self._model_call(inputs)
             # Prompt tuning puts virtual tokens in front.
             ends = [len(row) + logits.shape[1] - inputs.shape[1] for row in rows]
-            return [row[end - length : end] for row, end, length in zip(logits, ends, lengths, strict=True)]
+            return [row[end - length : end] for row, end, length in zip(logits, ends, lengths, strict=True)], None
         # On the left, because the scored positions of all rows then are the last ones.
         inputs, mask = padded(rows, "left", 0)
+        head = self._head if len(rows) * max(lengths) > SOFTMAX_BLOCK else None
         with (
-            torch.no_grad(),
-            torch.autocast(
-                self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
-            ),
+            self._inference(),
+            states_as_logits(self.model.get_output_embeddings()) if head else nullcontext(),
         ):
-            logits = self.model(
+            states = self.model(
                 input_ids=inputs, attention_mask=mask, logits_to_keep=max(lengths), use_cache=False
             ).logits
-        return [row[-length:] for row, length in zip(logits, lengths, strict=True)]
+        return [row[-length:] for row, length in zip(states, lengths, strict=True)], head
+
+    @cached_property
+    def _head(self) -> Head | None:
+        with self._inference():
+            return find_head(self.model, self.prefix_token_id)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No gradients, and the precision that the user asked for."""
+        dtype = self.mixed_precision_dtype
+        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            yield
+
+    def _logits_bytes(self) -> int:
+        """Bytes of the logits of one position."""
+        size: int = self.model.config.get_text_config().vocab_size * self.model.dtype.itemsize
+        return size
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         if not self.stock_calls:
@@ -242,27 +312,10 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             ends = configured if isinstance(configured, list) else [configured]
             ends = sorted({end for end in [*ends, self.eot_token_id] if end is not None})
             generation_kwargs.setdefault("eos_token_id", ends)
+        self._bar.set_postfix(tokens=context.shape[1])
         generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        self._bar.update(len(context))
         return generated
-
-
-def continuation_score(
-    logits: Tensor, continuation: Sequence[int], softmax_dtype: torch.dtype | None = None
-) -> tuple[float, bool]:
-    """Return a continuation's log-likelihood and whether each of its tokens is the most likely one.
-
-    Args:
-        logits: (length, vocabulary), those that predict the continuation.
-        continuation: Its tokens.
-        softmax_dtype: The dtype of the softmax; None: that of the logits.
-    """
-    target = torch.tensor(continuation, device=logits.device)
-    picked, greedy = [], []
-    for block, wanted in zip(logits.split(SOFTMAX_BLOCK), target.split(SOFTMAX_BLOCK), strict=True):
-        log_probs = F.log_softmax(block, dim=-1, dtype=softmax_dtype)
-        picked.append(log_probs.gather(1, wanted.unsqueeze(1)).squeeze(1))
-        greedy.append(bool((log_probs.argmax(dim=-1) == wanted).all()))
-    return float(torch.cat(picked).sum()), all(greedy)
 
 
 def padded(rows: Sequence[Tensor], side: str, value: int) -> tuple[Tensor, Tensor]:

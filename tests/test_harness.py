@@ -5,16 +5,16 @@ import pytest
 import torch
 import transformers
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mesa_lm import harness, scoring
-from mesa_lm.errors import MesaError, MethodError, ModelError, UsageError
+from mesa_lm.errors import MesaError, MethodError, ModelError
 from mesa_lm.harness import HF_KEYWORDS, MesaHFLM
+from mesa_lm.logits import SOFTMAX_BLOCK, continuation_score
 from mesa_lm.methods import make_method
 from mesa_lm.model_args import checked_source, split_model_args
-from mesa_lm.scoring import SOFTMAX_BLOCK, continuation_score, largest_batch
+from mesa_lm.scoring import largest_batch
 
 TRAIN_LENGTH = 97
 WORDS = [f"w{index}" for index in range(53)]
@@ -257,22 +257,6 @@ def test_saved_results_name_the_method_and_every_parameter(model_path):
     assert info["version"]
     origin = MesaHFLM(pretrained=model_path, device="cpu", method="origin").get_model_info()["mesa_lm"]
     assert (origin["method"], origin["parameters"], origin["train_length"]) == ("origin", {}, TRAIN_LENGTH)
-
-
-def test_an_answer_cache_serves_its_own_method_alone(model_path, tmp_path):
-    asked = requests("loglikelihood", *pairs([131]))
-    path = str(tmp_path / "answers.db")
-    first = CachingLM(MesaHFLM(pretrained=model_path, device="cpu"), path).loglikelihood(asked)
-    assert CachingLM(MesaHFLM(pretrained=model_path, device="cpu"), path).loglikelihood(asked) == first
-    with pytest.raises(UsageError, match=r'"method": "mesa".*this run is .*"method": "origin"'):
-        CachingLM(MesaHFLM(pretrained=model_path, device="cpu", method="origin"), path)
-
-
-def test_a_cache_of_hf_is_refused(model_path, tmp_path):
-    path = str(tmp_path / "answers.db")
-    CachingLM(HFLM(pretrained=model_path, device="cpu"), path).loglikelihood(requests("loglikelihood", *pairs([31])))
-    with pytest.raises(UsageError, match="another model class"):
-        CachingLM(MesaHFLM(pretrained=model_path, device="cpu"), path)
 
 
 @pytest.fixture

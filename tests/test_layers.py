@@ -23,7 +23,7 @@ LAYERS = (
     {"static_scaling", "remote"},
     {"patching"},
     {"demo", "model_args", "tokenizing", "task_support"},
-    {"scoring", "harness", "discovery", "plugin"},
+    {"answers", "logits", "scoring", "harness", "discovery", "plugin"},
     {"results", "plots", "panels"},
     {"samples"},
     {"compare"},

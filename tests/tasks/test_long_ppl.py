@@ -1,5 +1,6 @@
 """long_ppl: held-out text of an exact length under any tokenizer, its options and its score."""
 
+import json
 import math
 import re
 import sysconfig
@@ -8,17 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import tiny_model
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mesa_lm.discovery import TaskManager
 from mesa_lm.errors import UsageError
 from mesa_lm.harness import MesaHFLM
-from tasks.long_ppl import source_text, utils
+from tasks.long_ppl import source_text, task, utils
 
 SPECIAL = ["<s>", "</s>", "<unk>"]
 CORPUS = [utils.source_text()[:20_000]]
@@ -58,7 +62,7 @@ def texts(length: int = 101, **options: object) -> list[str]:
     return [doc["text"] for doc in docs(length, **options)]
 
 
-@pytest.mark.parametrize("length", [3, 101, 997])
+@pytest.mark.parametrize("length", [19, 101, 997])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_samples_are_as_long_as_asked(name: str, length: int) -> None:
     tokenizer = TOKENIZERS[name]
@@ -88,30 +92,135 @@ def test_samples_start_at_evenly_spaced_lines() -> None:
 
 @pytest.fixture
 def small_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven characters in two lines and an empty one, each a token."""
-    monkeypatch.setattr(utils, "source_text", lambda: "ab\n\ncd\n")
+    """Fifteen characters in three lines and an empty one, each a token; tails of three."""
+    monkeypatch.setattr(utils, "source_text", lambda: "ab cd\n\nef gh\nij")
     monkeypatch.setattr(utils, "line_starts", utils.line_starts.__wrapped__)
     monkeypatch.setattr(utils, "token_counter", lambda *_: len)
+    monkeypatch.setattr(utils, "TAIL", 3)
 
 
 @pytest.mark.usefixtures("small_source")
 def test_text_goes_on_at_its_beginning() -> None:
-    assert texts(5, num_samples=2) == ["ab\n\nc", "cd\nab"]
-    assert texts(7, num_samples=2) == ["ab\n\ncd\n", "cd\nab\n\n"]
+    assert texts(5, num_samples=3) == ["ab cd", "ef gh", "ijab "]
+    assert [doc["tail"] for doc in docs(5, num_samples=3)] == [" gh", " cd", "\n\ne"]
 
 
 @pytest.mark.usefixtures("small_source")
 def test_too_little_text() -> None:
-    with pytest.raises(UsageError, match="^long_ppl: a length of 8 tokens is longer than the whole .* at most 7$"):
-        docs(8, num_samples=2)
-    with pytest.raises(UsageError, match="^long_ppl: num_samples must be at most 2, the number of lines .* found 3$"):
-        docs(5, num_samples=3)
+    with pytest.raises(UsageError, match="^long_ppl: a length of 13 tokens and a tail of 3 "):
+        docs(13, num_samples=2)
+    with pytest.raises(UsageError, match="^long_ppl: num_samples must be at most 3, the number of lines .* found 4$"):
+        docs(5, num_samples=4)
 
 
 def test_too_short_a_length_names_the_least() -> None:
     with pytest.raises(UsageError, match="^long_ppl: a length of 1 tokens is too short for any text; .* at least 2$"):
         docs(1)
-    assert all(docs(2))
+    with pytest.raises(UsageError, match="^long_ppl: a length of 2 tokens is too short for any text; .* at least"):
+        docs(2)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_length_has_the_same_tail_after_as_many_tokens(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    rows = [docs(length, tokenizer=tokenizer, lengths=[97, 997, 1301]) for length in (97, 997, 1301)]
+    for short, middle, long in zip(*rows, strict=True):
+        assert short["tail"] == middle["tail"] == long["tail"]
+        assert long["context"].endswith(middle["context"]) and middle["context"].endswith(short["context"])
+        for doc in (short, middle, long):
+            assert doc["length"] - 4 < len(tokenizer(doc["context"])["input_ids"]) <= doc["length"]
+            assert doc["context"] == doc["context"].rstrip()
+            assert abs(doc["tail_tokens"] - utils.TAIL) <= 3
+            if name != "unsplit":
+                context, both = (
+                    tokenizer(text)["input_ids"] for text in (doc["context"], doc["context"] + doc["tail"])
+                )
+                assert both[: len(context) - 1] == context[:-1]
+
+
+def test_tails_do_not_depend_on_which_lengths_run_together() -> None:
+    alone, among = docs(97, lengths=[997]), docs(997, lengths=[97, 997])
+    assert [doc["tail"] for doc in alone] == [doc["tail"] for doc in among]
+
+
+@pytest.mark.parametrize(
+    ("length", "edges"), [(256, [0, 256]), (383, [0, 383]), (384, [0, 256, 384]), (1301, [0, 256, 512, 1024, 1301])]
+)
+def test_stretches_double(length: int, edges: list[int]) -> None:
+    (doc,) = docs(length, num_samples=1)
+    assert doc["edges"] == edges
+    assert doc["counts"][-1] == doc["tokens"]
+    for start, count, edge in zip(doc["starts"], doc["counts"], edges, strict=False):
+        assert count == len(TOKENIZER(doc["text"][:start])["input_ids"])
+        assert edge - 30 < count <= max(edge, 65)
+
+
+def test_an_input_counts_from_its_first_word() -> None:
+    for doc in docs():
+        assert re.fullmatch(r"\s*\S{1,64}", doc["text"][: doc["starts"][0]])
+
+
+LONG, SHORT = " ".join(CORPUS[0].split()[:600]), "too short"
+
+
+def written(folder: Path, texts: list[str]) -> None:
+    folder.mkdir()
+    for i, text in enumerate(texts):
+        (folder / f"{i}.txt").write_text(text)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("kind", ["file", "folder", "jsonl", "parquet"])
+def test_local_documents(kind: str, tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"text": SHORT, "title": "a"}, {"text": LONG, "title": "b"}])
+    path, dropped, options = tmp_path / kind, 1, {}
+    if kind == "file":
+        path, dropped = tmp_path / "one.txt", 0
+        path.write_text(LONG)
+    elif kind == "folder":
+        written(path, [SHORT, LONG])
+    elif kind == "jsonl":
+        path, options = tmp_path / "rows.jsonl", {"column": "text"}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        rows.to_parquet(path := tmp_path / "rows.parquet")
+    (doc,) = docs(101, num_samples=None, data=str(path), **options)
+    assert LONG.startswith(doc["text"]) and doc["context"] + doc["tail"] in LONG
+    assert doc["documents_dropped"] == dropped
+    assert doc["source_sha256"] == sha256(LONG[: LONG.index(doc["tail"])].encode() + doc["tail"].encode()).hexdigest()
+    assert str(path) in doc["source"]
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 2}, "2 documents of 357 tokens .* holds 1; the shorter ones have 7 to 7 tokens"),
+        ({"lengths": [10**5], "num_samples": None}, "at least 1 documents of 100256 tokens .* holds 0; "),
+        ({"column": "body"}, "column must be one of text .* found 'body'"),
+        ({"data": "./nowhere"}, "there is no file or folder './nowhere'"),
+        ({"data": "pg-19"}, "did you mean 'pg19'"),
+        ({"data": "owner/name"}, "cannot read data 'owner/name'"),
+        ({"data": 7}, "data must be a string; found 7"),
+    ],
+)
+def test_unusable_sources(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    written(tmp_path / "texts", [SHORT, LONG])
+    with pytest.raises(UsageError, match=f"^(long_ppl: |unknown long_ppl).*{message}") as caught:
+        docs(101, **{"data": str(tmp_path / "texts"), "num_samples": 1, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_folder_without_documents_names_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").touch()
+    with pytest.raises(UsageError, match=r"must hold files of \.txt, .*; found \.bin"):
+        docs(data=str(tmp_path))
 
 
 def test_source_is_recorded() -> None:
@@ -140,7 +249,7 @@ def test_cut_is_the_longest_that_fits(weights: list[int], share: float, special:
         return special + sum(map(int, part))
 
     length = round(count(text[:1]) + share * (count(text) - count(text[:1])))
-    cut = utils.longest_prefix(text, length, count)
+    cut = utils.longest_piece(text, length, count)
     assert text.startswith(cut)
     assert count(cut) <= length
     assert cut == text or count(text[: len(cut) + 1]) > length
@@ -154,7 +263,7 @@ def test_few_counts_are_needed() -> None:
         return len(TOKENIZER(part)["input_ids"])
 
     for start in utils.line_starts()[:5000:500]:
-        utils.longest_prefix(source[start:], 997, count)
+        utils.longest_piece(source[start:], 997, count)
     assert len(calls) <= 10 * 10
 
 
@@ -181,29 +290,72 @@ def test_options_of_models_and_other_tasks_pass() -> None:
     utils.check_options({"lengths": [5], "num_samples": 5, "max_length": 5, "depths": 5, "prompt": "chat", "seed": 1})
 
 
-def test_score() -> None:
-    assert utils.score({"tokens": 4}, [-6.0]) == {"nll": 1.5}
+def test_scores() -> None:
+    doc = {
+        "text": "ab cd\u00e9 ef gh",
+        "starts": [2, 8],
+        "counts": [3, 7, 12],
+        "edges": [0, 256, 500],
+        "tail_tokens": 4,
+    }
+    found = task.measures(doc, [(-18.0, False), (-10.0, True), (-6.0, False)])
+    assert found == {
+        "nll": 2.0,
+        "tail_nll": 1.5,
+        "bits_per_byte": pytest.approx(18 / 11 / math.log(2)),
+        "word_perplexity": -6.0,
+        "nll_0_256": 2.0,
+        "nll_256_500": 2.0,
+    }
 
 
-def reference(model: torch.nn.Module, text: str) -> float:
-    """The mean NLL of a text's tokens after BOS, by transformers alone."""
-    tokens = torch.tensor([[TOKENIZER.bos_token_id, *TOKENIZER(text)["input_ids"]]])
+def token_nll(model: torch.nn.Module, text: str) -> torch.Tensor:
+    """The NLL of each token after the first, by transformers alone."""
+    tokens = torch.tensor([TOKENIZER(text)["input_ids"]])
     with torch.no_grad():
-        return float(torch.nn.functional.cross_entropy(model(tokens[:, :-1]).logits[0], tokens[0, 1:]))
+        return torch.nn.functional.cross_entropy(model(tokens[:, :-1]).logits[0], tokens[0, 1:], reduction="none")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_run_by_lm_eval() -> None:
-    model = tiny_model(vocab_size=len(TOKENIZER))
-    metadata = {"tokenizer": TOKENIZER, "lengths": [83, 29], "num_samples": 5}
+@pytest.mark.parametrize(
+    # hf gives the answers of shared inputs in the wrong order of positions unless told not to share.
+    ("kind", "options"),
+    [(HFLM, {"logits_cache": False}), (MesaHFLM, {"method": "origin"})],
+)
+def test_run_by_lm_eval(kind: type, options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    model = tiny_model(vocab_size=len(TOKENIZER), max_position_embeddings=1009)
+    metadata = {"tokenizer": TOKENIZER, "lengths": [397, 29], "num_samples": 5}
     tasks = TaskManager(include_defaults=False, metadata=metadata)
-    harness = MesaHFLM(pretrained=model, tokenizer=TOKENIZER, method="origin")
-    results = simple_evaluate(harness, tasks=["long_ppl"], task_manager=tasks, limit=3, bootstrap_iters=10)["results"]
+    harness = kind(pretrained=model, tokenizer=TOKENIZER, **options)
+    found = simple_evaluate(harness, tasks=["long_ppl"], task_manager=tasks, limit=3, bootstrap_iters=10)
     means = []
-    for length in (29, 83):
-        values = torch.tensor([reference(model, text) for text in texts(length, num_samples=5)[:3]])
-        row = results[f"long_ppl_{length}"]
+    for length in (29, 397):
+        samples = docs(length, num_samples=5, lengths=[29, 397])[:3]
+        row = found["results"][f"long_ppl_{length}"]
+        whole = [token_nll(model, doc["text"])[doc["counts"][0] - 1 :] for doc in samples]
+        values = torch.stack([part.mean() for part in whole])
         assert row["nll,none"] == pytest.approx(float(values.mean()), rel=1e-5)
         assert row["nll_stderr,none"] == pytest.approx(float(values.std()) / math.sqrt(3), rel=1e-3)
+        tails = [token_nll(model, doc["context"] + doc["tail"])[-doc["tail_tokens"] :].mean() for doc in samples]
+        assert row["tail_nll,none"] == pytest.approx(float(sum(tails)) / 3, rel=1e-5)
+        assert row["word_perplexity,none"] > 1 and row["tail_nll_stderr,none"] > 0
         means.append(row["nll,none"])
-    assert results["long_ppl"]["nll,none"] == pytest.approx(sum(means) / 2)
+    parts = [token_nll(model, doc["text"])[doc["counts"][1] - 1 :].mean() for doc in samples]
+    assert row["nll_256_397,none"] == pytest.approx(float(sum(parts)) / 3, rel=1e-4)
+    assert found["results"]["long_ppl"]["nll,none"] == pytest.approx(sum(means) / 2)
+    assert found["configs"]["long_ppl_397"]["metadata"]["source_sha256"] == samples[0]["source_sha256"]
+    assert found["higher_is_better"]["long_ppl_397"]["nll_256_397"] is False
+
+
+def test_lengths_use_the_same_documents_by_default() -> None:
+    folder = Path(utils.__file__).parent
+    group, leaf = (yaml.load((folder / name).read_text(), Loader=AnyTag) for name in ("long_ppl.yaml", "_length.yaml"))
+    assert group["metadata"]["lengths"] == leaf["metadata"]["lengths"]
+
+
+class AnyTag(yaml.SafeLoader):
+    """YAML whose functions are not loaded."""
+
+
+AnyTag.add_constructor("!function", lambda loader, node: node.value)

@@ -1,0 +1,88 @@
+"""The task long_ppl: which stretches of a sample are scored, and what becomes of their scores.
+
+A stretch is scored as the difference of two log-likelihoods of lm-eval's kind, each of "the rest of the input given its
+beginning". So any model of lm-eval can run the task; `mesa-hf` computes all of them, which are of one input, at once.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
+
+# exp() of more cannot be squared in a float, which standard errors need; text without spaces gets there.
+MAX_WORD_NLL = 300.0
+
+
+class LongPpl(ConfigurableTask):  # type: ignore[misc]  # lm-eval publishes no types
+    """Perplexity of long inputs: whole, by position, and of a tail given what comes before it."""
+
+    def __init__(self, config: dict[str, Any] | None = None, **options: Any) -> None:
+        """Build the samples, and note in the configuration that is saved with the results where they come from.
+
+        Args:
+            config: The task's YAML.
+            **options: As for lm-eval's tasks.
+        """
+        settings = {name: value for name, value in (config or {}).items() if name != "class"}
+        super().__init__(config=settings, **options)
+        first = self.dataset["test"][0]
+        noted = {name: first[name] for name in ("source", "source_sha256", "documents_dropped", "edges")}
+        self.config.metadata = {**(self.config.metadata or {}), **noted}
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
+        """Return the requests of a sample: the rest of the input after each start, and the tail.
+
+        Args:
+            doc: The sample.
+            ctx: Not used.
+            **kwargs: What lm-eval notes about the requests, and its settings for chats, which do not apply to text.
+        """
+        pairs = [(doc["text"][:start], doc["text"][start:]) for start in doc["starts"]]
+        pairs.append((doc["context"], doc["tail"]))
+        return [
+            Instance(request_type="loglikelihood", doc=doc, arguments=pair, idx=i, metadata=kwargs["metadata"])
+            for i, pair in enumerate(pairs)
+        ]
+
+    def aggregation(self) -> dict[str, Any]:
+        """Return how samples are summed up: the stretches, whose number depends on the length, by their mean."""
+        return {**super().aggregation(), **dict.fromkeys(self._stretches(), mean)}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Return the direction of every measure: less is better."""
+        return {**super().higher_is_better(), **dict.fromkeys(self._stretches(), False)}
+
+    def _stretches(self) -> list[str]:
+        return _names(self.config.metadata["edges"])
+
+
+def measures(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """Return the measures of a sample; the README defines them.
+
+    Args:
+        doc: The sample.
+        results: Log-likelihood in nats and greediness of each request.
+    """
+    *rests, tail = [-log_likelihood for log_likelihood, _ in results]
+    scored = doc["text"][doc["starts"][0] :]
+    counts = doc["counts"]
+    found = {
+        "nll": rests[0] / (counts[-1] - counts[0]),
+        "tail_nll": tail / doc["tail_tokens"],
+        "bits_per_byte": rests[0] / len(scored.encode()) / math.log(2),
+        # What the aggregation `perplexity` takes: the mean log-likelihood of a word.
+        "word_perplexity": -min(rests[0] / max(1, len(re.findall(r"\S+", scored))), MAX_WORD_NLL),
+    }
+    stretches = zip(_names(doc["edges"]), pairwise([*rests, 0.0]), pairwise(counts), strict=True)
+    for name, (rest, later), (start, end) in stretches:
+        found[name] = (rest - later) / (end - start)
+    return found
+
+
+def _names(edges: Sequence[int]) -> list[str]:
+    return [f"nll_{start}_{end}" for start, end in pairwise(edges)]
