@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import Task as LMTask
 from lm_eval.utils import hash_string
 
+from mesa_lm.demo import MODEL_PATH
 from mesa_lm.discovery import TaskManager, split_length_name
 from mesa_lm.errors import UsageError
 
@@ -158,11 +161,11 @@ def _shards(
 @lru_cache(maxsize=64)
 def _content(path: Path, size: int, changed_ns: int) -> str:
     """Return a digest of a file, which is kept until the file changes; of large ones size and date have to do."""
-    return sha256(path.read_bytes()).hexdigest() if size <= READ_BYTES else f"{size} {changed_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if size <= READ_BYTES else f"{size} {changed_ns}"
 
 
 def weights(model: Model) -> list[tuple[str, str]]:
-    """Return what tells a model's folder from what was there before it was trained again; nothing for one of the hub."""
+    """Return what tells a model's folder from what was there before a new training; nothing for one of the hub."""
     folder = MODEL_PATH if model.pretrained is None else Path(model.pretrained).expanduser()
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return [(path.name, _content(path, path.stat().st_size, path.stat().st_mtime_ns)) for path in files]

@@ -23,3 +23,15 @@ def test_the_simulation_runs_every_shard(tmp_path):
     found = pipelines_module("simulate").simulate(shards=31, workers=2, folder=tmp_path / "out")
     assert found["shards"] == 31
     assert len(list((tmp_path / "out" / "shards").iterdir())) == 31
+
+
+def test_a_model_that_is_trained_again_in_its_folder_is_another_one(tmp_path):
+    plan = pipelines_module("plan")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"first")
+    model = config.Model(pretrained=str(tmp_path))
+    before = plan.weights(model)
+    assert before == plan.weights(model)
+    file.write_bytes(b"other")
+    assert plan.weights(model) != before
+    assert plan.weights(config.Model(pretrained="some/model")) == []
