@@ -6,18 +6,23 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import Task as LMTask
 from lm_eval.utils import hash_string
 
+from mesa_lm.demo import MODEL_PATH
 from mesa_lm.discovery import TaskManager, split_length_name
 from mesa_lm.errors import UsageError
 
 from .config import MethodChoice, Model, Sweep, Task
 
 PACKAGES = ("lm-eval", "mesa-lm", "torch", "transformers")
+# Of a model's files, those up to this size are read to recognise them.
+READ_BYTES = 64 * 2**20
 CHARACTERS_PER_TOKEN = 4  # to estimate the cost of tasks that name no length
 
 
@@ -131,7 +136,7 @@ def _shards(
     for start, stop in _ranges(costs, sum(costs) if whole else sweep.shard_tokens):
         documents = hash_string(json.dumps([leaf.eval_docs[i] for i in range(start, stop)], default=str))
         content = {
-            "model": model.model_dump(),
+            "model": [model.model_dump(), weights(model), sweep.batch_size],
             "method": choice.model_dump(),
             "task": [task.model_dump(), sweep.metadata(task), leaf.VERSION],
             "range": [name, start, stop],
@@ -151,6 +156,19 @@ def _shards(
             stop=stop,
             cost=sum(costs[start:stop]),
         )
+
+
+@lru_cache(maxsize=64)
+def _content(path: Path, size: int, changed_ns: int) -> str:
+    """Return a digest of a file, which is kept until the file changes; of large ones size and date have to do."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if size <= READ_BYTES else f"{size} {changed_ns}"
+
+
+def weights(model: Model) -> list[tuple[str, str]]:
+    """Return what tells a model's folder from what was there before a new training; nothing for one of the hub."""
+    folder = MODEL_PATH if model.pretrained is None else Path(model.pretrained).expanduser()
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return [(path.name, _content(path, path.stat().st_size, path.stat().st_mtime_ns)) for path in files]
 
 
 def _ranges(costs: Sequence[int], most: int) -> Iterable[tuple[int, int]]:

@@ -77,8 +77,8 @@ def run(sweep: Sweep, address: str | None = None, factory: Callable[..., Any] = 
         missing = [shard for shard in shards if store.read_shard(shard.key) is None]
         outcome.done = outcome.reused = len(shards) - len(missing)
         if missing:
-            with _cluster(address):
-                _Driver(sweep, store, outcome, factory).work(missing, total=len(shards))
+            with cluster(address):
+                Driver(sweep, store, outcome, factory).work(missing, total=len(shards))
         with quiet(store.log_path("merge")):
             for _, group in groupby(sorted(shards, key=_entry), key=_entry):
                 written = merge(sweep, list(group), store)
@@ -88,7 +88,7 @@ def run(sweep: Sweep, address: str | None = None, factory: Callable[..., Any] = 
         return outcome
 
 
-class _Driver:
+class Driver:
     """Hands out shards until all are done, failed, or known to be too long."""
 
     def __init__(self, sweep: Sweep, store: Store, outcome: Outcome, factory: Callable[..., Any]) -> None:
@@ -210,7 +210,7 @@ class _Driver:
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None) -> Iterator[None]:
     """Connect to a cluster, or start one here that ends with the sweep; a connection that is there is used.
 
     Raises:

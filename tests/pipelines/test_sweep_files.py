@@ -1,0 +1,37 @@
+"""The sweep files that ship, and the simulation that measures the driver."""
+
+from pathlib import Path
+
+import pytest
+
+from mesa_lm.cli import pipelines_module
+
+pytest.importorskip("ray")
+config = pipelines_module("config")
+
+
+@pytest.mark.parametrize("name", ["demo", "nightly", "paper"])
+def test_the_sweep_files_that_ship_are_valid(name, monkeypatch):
+    monkeypatch.setenv("MESA_OUT", "/some/where")
+    sweep = config.load(Path(config.__file__).parent / f"{name}.yaml")
+    assert sweep.name == name
+    assert {"origin", "mesa"} <= {choice.method for choice in sweep.methods}
+
+
+@pytest.mark.slow
+def test_the_simulation_runs_every_shard(tmp_path):
+    found = pipelines_module("simulate").simulate(shards=31, workers=2, folder=tmp_path / "out")
+    assert found["shards"] == 31
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 31
+
+
+def test_a_model_that_is_trained_again_in_its_folder_is_another_one(tmp_path):
+    plan = pipelines_module("plan")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"first")
+    model = config.Model(pretrained=str(tmp_path))
+    before = plan.weights(model)
+    assert before == plan.weights(model)
+    file.write_bytes(b"other")
+    assert plan.weights(model) != before
+    assert plan.weights(config.Model(pretrained="some/model")) == []
