@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeGuard
 
+from datasets import Features, List, Value
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -80,12 +81,30 @@ class _Factory(TaskFactory):
         if isinstance(entry, _LengthEntry):
             overrides = entry.added | (overrides or {})
         config: dict[str, Any] = super()._load_full_config(entry, overrides)
-        return config
+        return _with_typed_features(config)
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
         task = super()._build_task(entry, overrides)
         key_requests_by_content(task)
         return task
+
+
+def _with_typed_features(config: dict[str, Any]) -> dict[str, Any]:
+    """Replace the column types of a task's data where its YAML has them in a form that `datasets` 5 refuses.
+
+    lm-eval's InfiniteBench says `{dtype: string, sequence: true}`, for example.
+    """
+    options = config.get("dataset_kwargs") or {}
+    columns = options.get("features")
+    if not isinstance(columns, dict) or any(
+        not {"dtype"} <= set(column) <= {"dtype", "sequence"} for column in columns.values()
+    ):
+        return config
+    types = {
+        name: List(Value(column["dtype"])) if column.get("sequence") else Value(column["dtype"])
+        for name, column in columns.items()
+    }
+    return config | {"dataset_kwargs": options | {"features": Features(types)}}
 
 
 class TaskManager(StockTaskManager):
