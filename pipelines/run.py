@@ -197,7 +197,7 @@ class Driver:
             self._drop(slot)  # GPU memory may stay lost to a process that ran out of it
             self._note_oom(shard)
             self._fail_oom(shard, report["error"])
-        elif self.attempts[shard] < self.sweep.max_attempts:
+        elif self.attempts[shard] < self.sweep.max_attempts and not report.get("final"):
             logger.warning("shard %s of %s: %s; trying again", shard.key, shard.leaf, report["error"])
             pending[shard.model].append(shard)
         else:

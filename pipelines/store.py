@@ -66,6 +66,14 @@ class Store:
         finally:
             lock.release()
 
+    def in_use(self) -> bool:
+        """Tell whether a driver is at work here."""
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def write_shard(self, key: str, payload: dict[str, Any]) -> None:
         """Store what a shard answered, atomically and with a checksum; an earlier failure of it is forgotten.
 
