@@ -5,21 +5,19 @@ import importlib.util
 import json
 import logging
 import sys
-from dataclasses import fields
-from inspect import formatannotation, getdoc
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from mesa_lm import __version__
 from mesa_lm.bench.command import bench
 from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.leaderboard.command import leaderboard
+from mesa_lm.method_list import methods
 from mesa_lm.probe.command import probe
 from mesa_lm.theory.cli import theory
 
@@ -156,32 +154,7 @@ app.command()(probe)
 app.command()(bench)
 
 
-@app.command()
-def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    families: Annotated[
-        bool, typer.Option("--families", help="List which model families each method runs on, as Markdown.")
-    ] = False,
-) -> None:
-    """List the methods with their parameters.
-
-    Every method with its source, and every parameter with its default and meaning. With --families, a table of model
-    families and methods instead, and why a cell is refused.
-    """
-    from mesa_lm.methods import methods as known_methods
-
-    if families:
-        from mesa_lm.families import markdown, table
-
-        print(json.dumps([row._asdict() for row in table()], indent=2) if as_json else markdown(table()))
-        return
-    described = {name: _describe(method) for name, method in known_methods().items()}
-    if as_json:
-        print(json.dumps(described, indent=2))
-        return
-    _print_tables(described)
-
-
+app.command()(methods)
 app.command()(theory)
 
 
@@ -266,35 +239,3 @@ def pipelines_module(name: str) -> Any:
     """
     inside = importlib.util.find_spec("mesa_lm.pipelines") is not None
     return importlib.import_module(f"mesa_lm.pipelines.{name}" if inside else f"pipelines.{name}")
-
-
-def _describe(method: type[Any]) -> dict[str, Any]:
-    """Return a method's purpose, source and parameters, taken from its docstring and fields."""
-    purpose, *rest = (getdoc(method) or "").split("\n")
-    types = get_type_hints(method)
-    _, _, source = "\n".join(rest).partition("Source:")
-    return {
-        "purpose": purpose,
-        "source": " ".join(source.split("\n\n")[0].split()),
-        "parameters": {
-            field.name: {
-                "type": formatannotation(types[field.name]),
-                "default": field.default,
-                "help": field.metadata["help"],
-            }
-            for field in fields(method)
-        },
-    }
-
-
-def _print_tables(described: dict[str, dict[str, Any]]) -> None:
-    """Print the methods for a reader."""
-    console = Console()
-    for name, method in described.items():
-        console.print(Text.assemble((name, "bold"), f": {method['purpose']}"))
-        console.print(Text(f"source: {method['source']}"))
-        table = Table("parameter", "default", "meaning")
-        for parameter, about in method["parameters"].items():
-            table.add_row(Text(parameter), Text(str(about["default"])), Text(about["help"]))
-        console.print(table if table.row_count else Text("no parameters"))
-        console.print()

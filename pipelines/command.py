@@ -76,12 +76,13 @@ def status(folder: Path, as_json: bool) -> dict[str, Any]:
         {"model": model, "method": method, "task": leaf, **{name: states[name] for name in STATES}}
         for (model, method, leaf), states in sorted(counted.items())
     ]
-    found = {"sweep": configuration.name, "cells": rows, "failures": errors}
+    found = {"sweep": configuration.name, "running": store.in_use(), "cells": rows, "failures": errors}
     if not as_json:
         table = Table("model", "method", "task", *STATES, title=configuration.name)
         for row in rows:
             table.add_row(*(str(value) for value in row.values()))
         Console().print(table)
+        print("a sweep is at work" if found["running"] else "no sweep is at work")
         for error in errors:
             print(f"failed: {error['where']}: {error['error']} (log: logs/{error['shard']}.log)")
     return found

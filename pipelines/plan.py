@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -101,7 +102,9 @@ def load_leaves(sweep: Sweep, model: Model, task: Task) -> dict[str, LMTask]:
     manager = task_manager(sweep, model, task)
     names = manager.match_tasks([task.task])
     if not names:
-        raise UsageError(f"lm-eval knows no task {task.task!r}; `lm_eval ls tasks` lists them")
+        near = get_close_matches(task.task, manager.all_tasks, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"lm-eval knows no task {task.task!r}; {hint}`lm_eval ls tasks` lists them")
     leaves: dict[str, LMTask] = manager.load(names)["tasks"]
     return leaves
 

@@ -22,8 +22,16 @@ LINE_EVERY_S = 30.0
 class Progress:
     """Shards done, running and failed, and when the rest will be done."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.before, self.start, self.last = total, done, time.monotonic(), 0.0
+    def __init__(self, total: int, done: int, cost: int) -> None:
+        """Begin.
+
+        Args:
+            total: Number of shards, those included that an earlier run finished.
+            done: Number of those.
+            cost: Of the others, in tokens.
+        """
+        self.total, self.before, self.cost = total, done, cost
+        self.start, self.last = time.monotonic(), 0.0
         self.bar: Bar | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -39,15 +47,16 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
-    def show(self, running: Sequence[Shard], outcome: Outcome) -> None:
+    def show(self, running: Sequence[Shard], outcome: Outcome, left: int) -> None:
         """Show where the sweep is.
 
         Args:
             running: Shards at work.
             outcome: What was finished so far.
+            left: Cost of all that is not finished, in tokens.
         """
         failed = len(outcome.failed) + len(outcome.out_of_memory)
-        eta = self._eta(outcome.done + failed)
+        eta = self._eta(left)
         if self.bar:
             text = f"{len(running)} running, {failed} failed"
             self.bar.update(self.task, completed=outcome.done + failed, description=text, eta=eta)
@@ -58,12 +67,12 @@ class Progress:
             line = f"{outcome.done} of {self.total} shards done, {len(running)} running, {failed} failed, ETA {eta}"
             print(line, file=sys.stderr, flush=True)
 
-    def _eta(self, finished: int) -> str:
-        """Return how long the rest will take at the pace so far, of equally costly shards."""
-        new = finished - self.before
-        if not new:
+    def _eta(self, left: int) -> str:
+        """Return how long the rest will take if its tokens take as long as those so far."""
+        finished = self.cost - left
+        if not finished:
             return "?"
-        seconds = (time.monotonic() - self.start) / new * (self.total - finished)
+        seconds = (time.monotonic() - self.start) / finished * left
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}"

@@ -113,21 +113,36 @@ class Driver:
             pending[shard.model].append(shard)
         count = _worker_count(self.sweep, len(missing))
         running: dict[Any, _Slot] = {}
-        with Progress(total, self.outcome.done) as progress:
+        cost = sum(shard.cost for shard in missing)
+        with self._closing(), Progress(total, self.outcome.done, cost) as progress:
+
+            def show() -> None:
+                at_work = [slot.shard for slot in running.values() if slot.shard]
+                left = sum(shard.cost for group in (at_work, *pending.values()) for shard in group)
+                progress.show(at_work, self.outcome, left)
+
             while running or any(pending.values()):
                 while len(running) < count and (following := self._next(pending, running)) is not None:
                     slot = self._slot(following.model, running)
                     slot.shard = following
                     self.attempts[following] += 1
+                    self.store.log("started", following, attempt=self.attempts[following])
                     running[slot.actor.run.remote(following)] = slot
-                progress.show(running=[s.shard for s in running.values() if s.shard], outcome=self.outcome)
+                show()
                 ready, _ = ray.wait(list(running), timeout=1.0) if running else ([], [])
                 for reference in ready:
                     slot = running.pop(reference)
                     self._finish(reference, slot, pending)
-                    progress.show(running=[s.shard for s in running.values() if s.shard], outcome=self.outcome)
-        for slot in self.slots:
-            ray.kill(slot.actor)
+                    show()
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Leave no worker behind, whatever ends the sweep."""
+        try:
+            yield
+        finally:
+            for slot in self.slots:
+                ray.kill(slot.actor)
 
     def _next(self, pending: dict[int, list[Shard]], running: dict[Any, _Slot]) -> Shard | None:
         """Return the next shard: for an idle worker's model if it has any left, else of the model with most left."""
@@ -175,13 +190,14 @@ class Driver:
                 self.outcome.done += 1
                 return
             report = {"status": "failed", "error": f"{ATTEMPTS_LOST}: {type(error).__name__}"}
+        self.store.log(report["status"], shard, seconds=report.get("seconds"), error=report.get("error"))
         if report["status"] == "done":
             self.outcome.done += 1
         elif report["status"] == "oom":
             self._drop(slot)  # GPU memory may stay lost to a process that ran out of it
             self._note_oom(shard)
             self._fail_oom(shard, report["error"])
-        elif self.attempts[shard] < self.sweep.max_attempts:
+        elif self.attempts[shard] < self.sweep.max_attempts and not report.get("final"):
             logger.warning("shard %s of %s: %s; trying again", shard.key, shard.leaf, report["error"])
             pending[shard.model].append(shard)
         else:

@@ -7,15 +7,19 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from lm_eval.utils import handle_non_serializable
 
 from mesa_lm.errors import UsageError
+
+if TYPE_CHECKING:
+    from .plan import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +28,8 @@ class Store:
     """The output folder of a sweep.
 
     `shards/KEY.json` holds what a shard answered, `failures/KEY.json` why one has no answers, `logs/KEY.log` what it
-    printed, `results/` what was merged. A key names everything that determines a shard's answers.
+    printed, `events.jsonl` when which shard was started and how it ended,
+    `results/` what was merged. A key names everything that determines a shard's answers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,6 +66,14 @@ class Store:
         finally:
             lock.release()
 
+    def in_use(self) -> bool:
+        """Tell whether a driver is at work here."""
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def write_shard(self, key: str, payload: dict[str, Any]) -> None:
         """Store what a shard answered, atomically and with a checksum; an earlier failure of it is forgotten.
 
@@ -86,6 +99,14 @@ class Store:
             return None
         payload: dict[str, Any] = json.loads(text)
         return payload
+
+    def log(self, event: str, shard: Shard, **about: Any) -> None:
+        """Add a line to `events.jsonl`: what happened to a shard, and when."""
+        where = {"key": shard.key, "leaf": shard.leaf, "samples": [shard.start, shard.stop]}
+        line = {"time": time.time(), "event": event, **where, **about}
+        # A full disk must not end the sweep: what matters is stored elsewhere, or will fail there.
+        with contextlib.suppress(OSError), (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: value for key, value in line.items() if value is not None}) + "\n")
 
     def write_failure(self, key: str, failure: dict[str, Any]) -> None:
         """Store why a shard has no answers."""

@@ -180,8 +180,8 @@ def _log_once(target: Target, mode: str, run: _Run) -> tuple[bool, str]:
 
 
 def _folders(target: Target, run_id: str) -> set[Path]:
-    """Return all folders of one run, those of interrupted calls included."""
-    return set((target.folder / "wandb").glob(f"*run-*-{run_id}"))
+    """Return all folders of one run, those of interrupted calls included; W&B numbers those of one second."""
+    return set((target.folder / "wandb").glob(f"*run-*-{run_id}*"))
 
 
 def _write_run(target: Target, mode: str, run_id: str, planned: _Run) -> None:

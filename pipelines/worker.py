@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
 import resource
 import time
@@ -14,6 +15,7 @@ import torch
 from lm_eval import simple_evaluate
 
 from mesa_lm.discovery import TaskManager
+from mesa_lm.errors import MesaError
 from mesa_lm.harness import MesaHFLM
 from mesa_lm.methods import make_method
 
@@ -40,13 +42,15 @@ class Worker:
         self._method: int | None = None
         self._managers: dict[int, TaskManager] = {}
         torch.set_num_threads(sweep.workers.threads)
+        if not sweep.workers.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide the GPUs from a worker that asked for none
 
     def run(self, shard: Shard) -> dict[str, Any]:
         """Evaluate a shard and store its answers.
 
         Returns:
-            `status` "done", "oom" or "failed", `seconds`, and `error` unless done. Nothing is raised: what went wrong
-            is a result of the sweep.
+            `status` "done", "oom" or "failed", `seconds`, and unless done `error`, and whether it is `final` because
+            another attempt cannot help. Nothing is raised: what went wrong is a result of the sweep.
         """
         start = time.perf_counter()
         log = self.store.log_path(shard.key)
@@ -65,6 +69,7 @@ class Worker:
             text = f"{type(error).__name__}: {str(error).strip()[:500]}"
             return {
                 "status": "oom" if out_of_memory else "failed",
+                "final": isinstance(error, MesaError),  # wrong input stays wrong
                 "error": text,
                 "seconds": time.perf_counter() - start,
             }

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import mesa_lm
-from mesa_lm import cli
+from mesa_lm import cli, method_list
 
 
 def run(*arguments: object) -> Result:
@@ -101,6 +101,9 @@ def test_methods_as_tables_name_every_method_and_parameter() -> None:
     for name, method in mesa_lm.methods().items():
         assert f"{name}: " in shown
         assert all(parameter.name in shown for parameter in fields(method))
+    assert shown.count("model families: llama, ") == len(mesa_lm.methods())
+    listed = json.loads(run("methods", "--json").stdout)
+    assert "bloom" in listed["mesa"]["families"] and "bloom" not in listed["yarn"]["families"]
 
 
 def test_description_of_a_method() -> None:
@@ -118,7 +121,7 @@ def test_description_of_a_method() -> None:
 
         window: "int | None" = field(default=None, metadata={"help": "how near, in tokens"})
 
-    assert cli._describe(Near) == {
+    assert method_list._describe(Near) == {
         "purpose": "Look at near keys [only].",
         "source": "Author 2024, A title, section 3, equation 5.",
         "parameters": {"window": {"type": "int | None", "default": None, "help": "how near, in tokens"}},

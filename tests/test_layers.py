@@ -24,6 +24,7 @@ LAYERS = (
     {"patching"},
     {"demo", "model_args", "tokenizing", "task_support"},
     {"answers", "logits", "scoring", "harness", "discovery", "plugin"},
+    {"method_list"},
     {"results", "plots", "panels"},
     {"samples"},
     {"compare"},
