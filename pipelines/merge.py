@@ -21,6 +21,7 @@ from lm_eval.loggers import EvaluationTracker
 
 from .config import Sweep
 from .plan import Shard, task_manager
+from .secrets import without_secrets
 from .store import Store
 
 # What `lm_eval` passes where the user says nothing.
@@ -127,6 +128,9 @@ def merge(sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
     )
     assert results is not None
     results["config"]["model"] = "mesa-hf"
+    results["config"] = without_secrets(results["config"])
+    for described in results["configs"].values():
+        described["metadata"] = without_secrets(described.get("metadata"))
     results["sweep"] = {
         "name": sweep.name,
         "shards": len(payloads),

@@ -20,6 +20,7 @@ from mesa_lm.discovery import TaskManager, split_length_name
 from mesa_lm.errors import UsageError
 
 from .config import MethodChoice, Model, Sweep, Task
+from .secrets import without_secrets
 
 PACKAGES = ("lm-eval", "mesa-lm", "torch", "transformers")
 # Of a model's files, those up to this size are read to recognise them.
@@ -139,7 +140,7 @@ def _shards(
     for start, stop in _ranges(costs, sum(costs) if whole else sweep.shard_tokens):
         documents = hash_string(json.dumps([leaf.eval_docs[i] for i in range(start, stop)], default=str))
         content = {
-            "model": [model.model_dump(), weights(model), sweep.batch_size],
+            "model": [without_secrets(model.model_dump()), weights(model), sweep.batch_size],
             "method": choice.model_dump(),
             "task": [task.model_dump(), sweep.metadata(task), leaf.VERSION],
             "range": [name, start, stop],

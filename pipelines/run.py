@@ -21,6 +21,7 @@ from .config import Sweep
 from .merge import merge
 from .plan import Shard, as_json, plan
 from .progress import Progress
+from .secrets import without_secrets
 from .store import Store, quiet
 from .worker import Worker
 
@@ -72,7 +73,7 @@ def run(sweep: Sweep, address: str | None = None, factory: Callable[..., Any] = 
     with store.locked():
         with quiet(store.log_path("plan")):
             shards = plan(sweep)
-        store.write("plan", {"sweep": sweep.model_dump(mode="json"), "shards": as_json(shards)})
+        store.write("plan", {"sweep": without_secrets(sweep.model_dump(mode="json")), "shards": as_json(shards)})
         outcome = Outcome()
         missing = [shard for shard in shards if store.read_shard(shard.key) is None]
         outcome.done = outcome.reused = len(shards) - len(missing)

@@ -15,14 +15,13 @@ from mesa_lm.leaderboard.ranking import COSTS, Entry
 from mesa_lm.results import Cell, interval, length_label
 from mesa_lm.samples import answers, has_samples, samples_path
 
+from .secrets import without_secrets
+
 # Logs to a run and returns the run's configuration.
 Log = Callable[[Any], dict[str, Any]]
 
 SAMPLES = 100  # rows of a sample table per task and length
 SAMPLE_LENGTH = 500  # characters of an answer in it
-HIDDEN = "[hidden]"
-SECRET = re.compile(r"token(?!iz)|secret|passw|api_?key|credential", re.IGNORECASE)
-SECRET_ARGUMENT = re.compile(r"(\w*(?:token(?!iz)|secret|passw|api_?key|credential)\w*=)[^,\s]+", re.IGNORECASE)
 # What the summary of a run has of its entries on the leaderboard.
 SUMMARY = ("effective_length", "mean", "rank", "nll", "peak_bytes", "decode_s", "prefill_s", "p_best")
 
@@ -157,14 +156,3 @@ def _throughput(cells: Sequence[Cell], reports: dict[Path, dict[str, Any]]) -> d
         lengths = {cell.name: (cell.samples or 0) * cell.length for cell in cells if cell.source == path}
         tokens += sum(lengths.values())
     return {"evaluation_seconds": seconds, "tokens_per_s": tokens / seconds} if seconds else {}
-
-
-def without_secrets(value: Any, name: str = "") -> Any:
-    """Return a configuration in which whatever is named like a secret is hidden, in `name=value` texts too."""
-    if isinstance(value, dict):
-        return {key: without_secrets(part, str(key)) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_secrets(part, name) for part in value]
-    if not isinstance(value, str):
-        return value
-    return HIDDEN if SECRET.search(name) else SECRET_ARGUMENT.sub(rf"\1{HIDDEN}", value)

@@ -24,7 +24,8 @@ from mesa_lm.errors import UsageError
 from mesa_lm.leaderboard.ranking import rank
 from mesa_lm.results import read
 
-from .tracked import Log, board_log, method_log, row_of, without_secrets
+from .secrets import without_secrets
+from .tracked import Log, board_log, method_log, row_of
 
 logger = logging.getLogger(__name__)
 

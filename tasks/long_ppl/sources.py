@@ -46,7 +46,8 @@ def read_documents(data: str, subset: str | None, split: str | None, column: str
     for table in tables:
         if isinstance(table, DatasetDict):
             table = _only_split(data, table, split)
-        yield from table[_text_column(data, table, column)]
+        # An empty cell is a document of no tokens: too short, and counted as such.
+        yield from (text or "" for text in table[_text_column(data, table, column)])
 
 
 def _local(path: Path) -> list[Any]:

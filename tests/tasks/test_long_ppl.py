@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from mesa_lm.discovery import TaskManager
 from mesa_lm.errors import UsageError
 from mesa_lm.harness import MesaHFLM
-from tasks.long_ppl import source_text, task, utils
+from tasks.long_ppl import source_text, sources, task, utils
 
 SPECIAL = ["<s>", "</s>", "<unk>"]
 CORPUS = [utils.source_text()[:20_000]]
@@ -359,3 +359,9 @@ class AnyTag(yaml.SafeLoader):
 
 
 AnyTag.add_constructor("!function", lambda loader, node: node.value)
+
+
+def test_an_empty_cell_is_a_document_that_is_too_short(tmp_path):
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"text": null}\n{"text": "some words"}\n')
+    assert list(sources.read_documents(str(path), None, None, None)) == ["", "some words"]
