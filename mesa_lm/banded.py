@@ -123,6 +123,26 @@ class _MovedQuery(NamedTuple):
     visible: Tensor
 
 
+class _Shift:
+    """The angles that move a range of keys, kept for all layers: few distances as a table and an index into it.
+
+    Stair PE has a band of nearly all keys per residue; angles of every key for each would outgrow the cache.
+    """
+
+    def __init__(self, distance: Tensor, rotary: Encoding) -> None:
+        values, place = distance.unique(return_inverse=True)
+        compact = len(values) <= _MOST_MOVES
+        self._place = place.to(torch.uint8) if compact else None
+        self._angles = rotary.shift((values if compact else distance)[None])
+
+    def angles(self) -> Angles:
+        """Return the angles of every key, (1, len, rotary_dim)."""
+        if self._place is None:
+            return self._angles
+        place = self._place.to(self._angles.cos.device, torch.long)
+        return Angles(self._angles.cos[:, place], self._angles.sin[:, place])
+
+
 class _Block:
     """Some consecutive queries of a run, with their bands and the angles these need."""
 
@@ -131,7 +151,7 @@ class _Block:
         self.bands = run.method.bands(index, run.extent) or ()
         self.scale = None if scale is None else scale[part]
         self.query_angles = [run.rotary.angles(band.query_position[None]) for band in self.bands]
-        self._shifts: dict[tuple[int, int, int], Angles | None] = {}
+        self._shifts: dict[tuple[int, int, int], _Shift | None] = {}
         self._moved = [self._moved_query(band) for band in self.bands] if len(index) == 1 else [None] * len(self.bands)
 
     def attend(self, layer: int, query: Tensor, scaling: float) -> Tensor:
@@ -180,6 +200,6 @@ class _Block:
         if place not in self._shifts:
             index = torch.arange(start, end)
             distance = self.bands[band].key_position(index) - self.run.stored_at(index)
-            self._shifts[place] = self.run.rotary.shift(distance[None]) if bool(distance.any()) else None
+            self._shifts[place] = _Shift(distance, self.run.rotary) if bool(distance.any()) else None
         shift = self._shifts[place]
-        return (keys if shift is None else rotate(keys, shift)), values
+        return (keys if shift is None else rotate(keys, shift.angles())), values
