@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mesa_lm.cli import pipelines_module
+from mesa_lm.errors import UsageError
 
 pytest.importorskip("ray")
 config = pipelines_module("config")
@@ -16,6 +17,21 @@ def test_the_sweep_files_that_ship_are_valid(name, monkeypatch):
     sweep = config.load(Path(config.__file__).parent / f"{name}.yaml")
     assert sweep.name == name
     assert {"origin", "mesa"} <= {choice.method for choice in sweep.methods}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{methd: mesa, window: 5}", "methods.0.method is missing; did you mean 'method' where there is 'methd'?"),
+        ("{window: 5}", "methods.0.method is missing"),
+    ],
+)
+def test_a_method_without_its_name(entry, message, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"{{name: a, out: {tmp_path}, methods: [{entry}], tasks: [passkey_long]}}")
+    with pytest.raises(UsageError) as caught:
+        config.load(path)
+    assert str(caught.value).splitlines()[1:] == [f"  {message}"]
 
 
 @pytest.mark.slow
