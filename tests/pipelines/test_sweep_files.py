@@ -51,3 +51,14 @@ def test_a_model_that_is_trained_again_in_its_folder_is_another_one(tmp_path):
     file.write_bytes(b"other")
     assert plan.weights(model) != before
     assert plan.weights(config.Model(pretrained="some/model")) == []
+
+
+def test_a_shard_has_the_documents_of_its_entry(tmp_path):
+    plan = pipelines_module("plan")
+    entry = {"task": "long_ppl", "metadata": {"num_samples": 2}}
+    sweep = config.Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=[entry, "long_ppl_512"])
+    whole, alone = (plan.load_leaves(sweep, sweep.models[0], task)["long_ppl_512"] for task in sweep.tasks)
+    one = plan.task_manager(sweep, sweep.models[0], sweep.tasks[0]).load(["long_ppl_512"])["tasks"]["long_ppl_512"]
+    assert list(one.eval_docs) == list(whole.eval_docs)
+    assert alone.config.metadata["lengths"] == [512]
+    assert max(whole.config.metadata["lengths"]) > 512
