@@ -87,12 +87,12 @@ class LoadedTasks(TaskManager):
 
     def __init__(self, entry: str, **options: Any) -> None:
         super().__init__(**options)
-        self._entry = entry
+        self._asked = entry
         self._loaded: dict[tuple[str, ...], Any] = {}
 
     def asked_lengths(self, specs: Sequence[Any]) -> dict[str, list[int]]:
         """Return those of the whole entry, whichever of its tasks is loaded."""
-        return super().asked_lengths(self.match_tasks([self._entry]))
+        return super().asked_lengths(self.match_tasks([self._asked]))
 
     def load(self, spec: Any) -> Any:
         """See lm-eval's `TaskManager.load`."""
