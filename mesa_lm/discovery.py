@@ -6,13 +6,17 @@ A group's YAML makes a *length group* by three entries of its metadata:
     length_task: _length.yaml         # beside the group's YAML: the task to run at each length, without `task:`
     check: !function utils.check      # called with the user's metadata, raises MesaError; runs before a model is loaded
 
+The task's YAML may name default `lengths` in its metadata, too, if all lengths are to use the same documents; its
+function is then given those that are evaluated together.
+
 Each length is a task `<group>_<label>`, labelled `4k` for multiples of 1024 and by its number otherwise. Any length can
 be asked for by name, with either label. The task's `custom_dataset` function is given it as `length=`.
 """
 
 import re
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -77,10 +81,17 @@ class _LengthEntry(Entry):
 class _Factory(TaskFactory):
     """lm-eval's factory of tasks and groups, minding what `_LengthEntry` adds."""
 
+    def __init__(self, *, meta: dict[str, Any] | None = None) -> None:
+        super().__init__(meta=meta)
+        self.asked: Mapping[str, list[int]] = {}  # lengths by length group, see TaskManager.load
+
     def _load_full_config(self, entry: Entry, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
         if isinstance(entry, _LengthEntry):
             overrides = entry.added | (overrides or {})
         config: dict[str, Any] = super()._load_full_config(entry, overrides)
+        group, length = split_length_name(entry.name)
+        if "lengths" in config["metadata"] and "lengths" not in self._meta and length in self.asked.get(group, ()):
+            config["metadata"]["lengths"] = self.asked[group]
         return _with_typed_features(config)
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
@@ -166,6 +177,27 @@ class TaskManager(StockTaskManager):
         for name in names:
             self._check(name)
         return names
+
+    def load(self, task_list: Any) -> Any:
+        """Load tasks and groups, which are then evaluated together.
+
+        Where a length group's tasks use documents that all lengths share, these are the lengths among `task_list`,
+        unless the user's metadata say which.
+
+        Args:
+            task_list: A name or what else lm-eval loads, or a list of such.
+        """
+        self._factory.asked = self.asked_lengths(task_list if isinstance(task_list, list) else [task_list])
+        return super().load(task_list)
+
+    def asked_lengths(self, specs: Sequence[Any]) -> dict[str, list[int]]:
+        """Return the lengths that names of groups and of single lengths stand for, by length group."""
+        lengths: dict[str, set[int]] = defaultdict(set)
+        for spec in specs:
+            for name in self._children.get(spec, [spec]) if isinstance(spec, str) else ():
+                group, length = split_length_name(name)
+                lengths[group].add(length)
+        return {group: sorted(found) for group, found in lengths.items() if group in self._length_groups}
 
     def _load_spec(self, spec: Any) -> Any:
         if isinstance(spec, str):

@@ -49,6 +49,13 @@ class Style(NamedTuple):
     label: str
 
 
+class _PlainLogFormatter(LogFormatter):
+    """matplotlib's choice of which ticks between powers of ten to label, as plain numbers: 0.6, not 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def draw(cells: Sequence[Cell], path: Path, others: Iterable[Cell] = ()) -> None:
     """Draw one metric of one task against the input length.
 
@@ -134,7 +141,7 @@ def _figure(cells: Sequence[Cell], others: Iterable[Cell] = ()) -> Figure:
     if cells[0].metric in COSTS:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.yaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.5)))
     if all(_is_share(cell) for cell in cells):
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))

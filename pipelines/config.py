@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -225,7 +226,9 @@ def _explained(error: Any) -> str:
                 section = SECTIONS.get(part, section)
         return f"  {unknown_name('setting', place, _prefixed(error['loc'], section))}"
     if error["type"] == "missing":
-        return f"  {place} is missing"
+        name = str(error["loc"][-1])
+        near = get_close_matches(name, [str(key) for key in error["input"]], n=1)
+        return f"  {place} is missing" + (f"; did you mean {name!r} where there is {near[0]!r}?" if near else "")
     return f"  {place}: {error['msg']}, found {error['input']!r}"
 
 

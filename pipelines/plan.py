@@ -80,11 +80,19 @@ def plan(sweep: Sweep) -> list[Shard]:
 
 
 class LoadedTasks(TaskManager):
-    """A task manager that builds a task, and with it its documents, only once."""
+    """A task manager that builds a task, and with it its documents, only once.
 
-    def __init__(self, **options: Any) -> None:
+    A single task has the documents that it has among all tasks of its entry of the sweep.
+    """
+
+    def __init__(self, entry: str, **options: Any) -> None:
         super().__init__(**options)
+        self._asked = entry
         self._loaded: dict[tuple[str, ...], Any] = {}
+
+    def asked_lengths(self, specs: Sequence[Any]) -> dict[str, list[int]]:
+        """Return those of the whole entry, whichever of its tasks is loaded."""
+        return super().asked_lengths(self.match_tasks([self._asked]))
 
     def load(self, spec: Any) -> Any:
         """See lm-eval's `TaskManager.load`."""
@@ -116,7 +124,7 @@ def task_manager(sweep: Sweep, model: Model, task: Task, choice: MethodChoice | 
     No task's documents depend on the method; its arguments only matter to what is saved about the task.
     """
     method = choice.arguments if choice else {}
-    return LoadedTasks(metadata={**model.arguments, **method, **sweep.metadata(task)})
+    return LoadedTasks(task.task, metadata={**model.arguments, **method, **sweep.metadata(task)})
 
 
 def sample_count(task: Task, leaf: LMTask) -> int:

@@ -130,6 +130,23 @@ def test_any_length_loads_alone_under_the_name_asked_for(folder: Path, name: str
     assert tasks[name].config.metadata["config_source"] == str(folder / "_length.yaml")
 
 
+@pytest.mark.parametrize(
+    ("asked", "metadata", "lengths"),
+    [
+        (["singing_7"], {}, [7]),
+        (["singing_1k", "plain", "singing_7"], {}, [7, 1024]),
+        (["singing", "singing_5"], {}, [5, 7, 1000, 1024, 131072]),
+        (["singing_7"], {"lengths": [11, 7]}, [11, 7]),
+    ],
+)
+def test_documents_are_shared_by_the_lengths_that_are_asked_for(
+    folder: Path, asked: list[str], metadata: dict[str, object], lengths: list[int]
+) -> None:
+    (folder / "_length.yaml").write_text(TASK + "metadata: {lengths: [1000, 1024, 131072, 7]}\n")
+    found = manager(folder, **metadata).load(asked)["tasks"]
+    assert found["singing_7"].config.metadata["lengths"] == lengths
+
+
 def test_other_groups_can_hold_lengths(folder: Path) -> None:
     (folder / "other.yaml").write_text("group: other\ntask: [plain, singing_1k]\n")
     assert list(manager(folder).load("other")["tasks"]) == ["plain", "singing_1k"]

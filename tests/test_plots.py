@@ -56,6 +56,14 @@ def test_axes_of_an_accuracy() -> None:
     assert axes.texts[0].get_text() == "model base; 20 samples per length; bands: 95 % confidence"
 
 
+def test_ticks_of_a_time_below_a_second_are_plain() -> None:
+    axes = axes_of(line({512: 0.3, 1024: 0.7}, metric="prefill_s", higher_is_better=False))
+
+    labels = axes.yaxis.get_minor_formatter().format_ticks(axes.yaxis.get_minorticklocs())
+    assert {"0.3", "0.6"} < set(labels)
+    assert not any("e" in label for label in labels)
+
+
 def test_axes_of_a_loss() -> None:
     axes = axes_of(line({512: 3.1, 1024: 0.2}, **LOSS))
 

@@ -38,7 +38,8 @@ class Documents(NamedTuple):
     Attributes:
         texts: (heads, tails): what comes before a tail, and the tail.
         dropped: Documents passed over because they are too short.
-        sha256: Of the embedded text as a whole, or of the documents in use.
+        sha256: Of the source as a whole, whichever of its documents are in use: of the embedded text, or of all documents,
+            each followed by a null character.
     """
 
     texts: tuple[tuple[str, str], ...]
@@ -189,14 +190,16 @@ def _selected(where: tuple[str | None, ...], longest: int, num_samples: int | No
     wanted = num_samples or NUM_SAMPLES
     texts: list[tuple[str, str]] = []
     short: list[int] = []
+    digest = sha256()
     for text in tqdm(SOURCES.read_documents(*where), desc=f"Documents of {longest} + {TAIL} tokens", unit=" read"):
+        digest.update(f"{text}\0".encode())
+        if len(texts) == wanted:
+            continue  # for the digest, which is not to depend on tokenizer and lengths
         cut = _cut(text, longest, count)
         if isinstance(cut, int):
             short.append(cut)
         else:
             texts.append(cut)
-        if len(texts) == wanted:
-            break
     if len(texts) < (num_samples or 1):
         has = f"the shorter ones have {min(short)} to {max(short)} tokens, half of them {median(short):.0f} or less"
         raise UsageError(
@@ -210,8 +213,7 @@ def _selected(where: tuple[str | None, ...], longest: int, num_samples: int | No
         len(short),
         longest + TAIL,
     )
-    digest = sha256("".join(head + tail for head, tail in texts).encode()).hexdigest()
-    return Documents(tuple(texts), len(short), digest)
+    return Documents(tuple(texts), len(short), digest.hexdigest())
 
 
 def _cut(text: str, longest: int, count: Count) -> tuple[str, str] | int:

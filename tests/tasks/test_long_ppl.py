@@ -192,8 +192,21 @@ def test_local_documents(kind: str, tmp_path: Path) -> None:
     (doc,) = docs(101, num_samples=None, data=str(path), **options)
     assert LONG.startswith(doc["text"]) and doc["context"] + doc["tail"] in LONG
     assert doc["documents_dropped"] == dropped
-    assert doc["source_sha256"] == sha256(LONG[: LONG.index(doc["tail"])].encode() + doc["tail"].encode()).hexdigest()
+    whole = f"{LONG}\0" if kind == "file" else f"{SHORT}\0{LONG}\0"
+    assert doc["source_sha256"] == sha256(whole.encode()).hexdigest()
     assert str(path) in doc["source"]
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_source_is_recognised_whatever_is_used_of_it(tmp_path: Path) -> None:
+    written(tmp_path / "texts", [SHORT, LONG, f"{LONG} again"])
+    settings = [{}, {"num_samples": 1}, {"length": 211}, {"tokenizer": TOKENIZERS["unsplit"]}]
+    found = [docs(data=str(tmp_path / "texts"), **{"num_samples": 2} | setting)[0] for setting in settings]
+    assert len({doc["source_sha256"] for doc in found}) == 1
+    assert len({doc["text"] for doc in found}) > 1
+    assert [doc["documents_dropped"] for doc in found] == [1, 1, 1, 1]
+    (tmp_path / "texts" / "2.txt").write_text(f"{LONG} another time")
+    assert docs(data=str(tmp_path / "texts"), num_samples=1)[0]["source_sha256"] != found[0]["source_sha256"]
 
 
 @pytest.mark.usefixtures("hub_cache")
