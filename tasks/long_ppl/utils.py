@@ -38,8 +38,8 @@ class Documents(NamedTuple):
     Attributes:
         texts: (heads, tails): what comes before a tail, and the tail.
         dropped: Documents passed over because they are too short.
-        sha256: Of the source as a whole, whichever of its documents are in use: of the embedded text, or of all documents,
-            each followed by a null character.
+        sha256: Of the source as a whole, whichever of its documents are in use: of the embedded text, or of all
+            documents, each followed by a null character.
     """
 
     texts: tuple[tuple[str, str], ...]
