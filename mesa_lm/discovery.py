@@ -16,17 +16,20 @@ be asked for by name, with either label. The task's `custom_dataset` function is
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeGuard
 
+import lm_eval.tasks
 from datasets import Features, List, Value
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.manager import TaskManager as StockTaskManager
+from lm_eval.utils import pattern_match
 
 from mesa_lm.answers import key_requests_by_content
 from mesa_lm.errors import MesaError, UsageError
@@ -76,6 +79,47 @@ class _LengthEntry(Entry):
     """A group or task of lm-eval's index with something added to what its YAML says."""
 
     added: dict[str, Any] = field(default_factory=dict)
+
+
+class _Index(MutableMapping[str, Entry]):
+    """An index of tasks that turns to lm-eval's own only for what it does not hold itself.
+
+    Reading the 13,000 files of those takes seconds, which a run of this project's tasks can do without.
+
+    Attributes:
+        held: What has been indexed so far.
+    """
+
+    def __init__(self, held: dict[str, Entry], with_defaults: bool) -> None:
+        self.held, self._is_whole = held, not with_defaults
+
+    def _complete(self) -> dict[str, Entry]:
+        if not self._is_whole:
+            self._is_whole = True
+            self.held = {**_stock_index(), **self.held}
+        return self.held
+
+    def __getitem__(self, name: str) -> Entry:
+        return (self.held if name in self.held else self._complete())[name]
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self.held[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._complete()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._complete())
+
+    def __len__(self) -> int:
+        return len(self._complete())
+
+
+@cache
+def _stock_index() -> dict[str, Entry]:
+    """Return lm-eval's own tasks, read once per process."""
+    index: dict[str, Entry] = TaskIndex.build([Path(lm_eval.tasks.__file__).parent])
+    return index
 
 
 class _Factory(TaskFactory):
@@ -139,12 +183,16 @@ class TaskManager(StockTaskManager):
         _report_errors_in_one_line()
         chosen = [include_path] if isinstance(include_path, str | Path) else include_path or []
         others = [path for path in chosen if Path(path).resolve() != tasks_path()]
-        super().__init__(verbosity, [tasks_path(), *others], include_defaults, metadata)
+        # With tasks of the user's, lm-eval says which of its own they replace.
+        waits = include_defaults and not others
+        super().__init__(verbosity, [tasks_path(), *others], include_defaults and not waits, metadata)
         self.include_path = include_path
         self._factory = _Factory(meta=metadata)
+        held: dict[str, Entry] = vars(self)["_index"]
+        self._index = self._tasks = _Index(held, with_defaults=waits)
         self._length_groups: dict[str, Entry] = {
             name: entry
-            for name, entry in self._index.items()
+            for name, entry in held.items()
             if entry.kind is Kind.GROUP and "length_task" in (entry.cfg.get("metadata") or {})
         }
         self._children = {
@@ -154,7 +202,30 @@ class TaskManager(StockTaskManager):
         for name, children in self._children.items():
             for child in children:
                 self._add_length(child)
-            self._index[name] = _LengthEntry(**vars(self._length_groups[name]), added={"task": children})
+            self._tasks[name] = _LengthEntry(**vars(self._length_groups[name]), added={"task": children})
+
+    @property
+    def all_tasks(self) -> list[str]:
+        """All names."""
+        return self._names(*Kind)
+
+    @property
+    def all_groups(self) -> list[str]:
+        """Names of groups."""
+        return self._names(Kind.GROUP)
+
+    @property
+    def all_subtasks(self) -> list[str]:
+        """Names of tasks."""
+        return self._names(Kind.TASK, Kind.PY_TASK)
+
+    @property
+    def all_tags(self) -> list[str]:
+        """Names of tags."""
+        return self._names(Kind.TAG)
+
+    def _names(self, *kinds: Kind) -> list[str]:
+        return sorted(name for name, entry in self._tasks.items() if entry.kind in kinds)
 
     def match_tasks(self, task_list: list[str]) -> list[str]:
         """Return the names that match the patterns, and check the options of the length groups among them.
@@ -171,7 +242,9 @@ class TaskManager(StockTaskManager):
         """
         for name in task_list:
             self._add_length(name)
-        names: list[str] = super().match_tasks(task_list)
+        found = {self._tasks[name].name for name in task_list if name in self._tasks.held}
+        unknown = [name for name in task_list if name not in found]
+        names = sorted({*found, *(pattern_match(unknown, self.all_tasks) if unknown else ())})
         covered = {child for name in names for child in self._children.get(name, ())}
         names = [name for name in names if name in task_list or name not in covered]
         for name in names:
@@ -208,18 +281,16 @@ class TaskManager(StockTaskManager):
     def _add_length(self, name: str) -> None:
         """Index a task of a length group, if that is what the name stands for."""
         group, length = split_length_name(name)
-        if not length or group not in self._length_groups or name in self._index:
+        if not length or group not in self._length_groups or name in self._tasks.held:
             return
         entry = self._length_groups[group]
         name = _LengthName(name)
-        self._index[name] = _LengthEntry(
+        self._tasks[name] = _LengthEntry(
             name=name,
             kind=Kind.TASK,
             yaml_path=entry.yaml_path.parent / entry.cfg["metadata"]["length_task"],
             added={"task": name, "dataset_kwargs": {"length": length}},
         )
-        self._all_tasks.append(name)
-        self._all_subtasks.append(name)
 
     def _lengths(self, group: Entry) -> list[int]:
         """Return the lengths to run a group at, in ascending order; wrong ones are left to `_check`."""

@@ -10,12 +10,15 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 
 logger = logging.getLogger(__name__)
 
 MODEL_NAME = "mesa-hf"
 MODEL_TARGET = "mesa_lm.harness:MesaHFLM"  # imported only when somebody asks for the model
+SQUAD_PACKAGE = "transformers.data.metrics"  # which transformers 5 has no more, but SCROLLS and others import
 
 
 def install() -> None:
@@ -26,6 +29,7 @@ def install() -> None:
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Finder())
+    sys.meta_path.append(_SquadFinder())
     for name, offer in _OFFERS.items():
         if name in sys.modules:
             _attempt(offer)
@@ -90,3 +94,16 @@ class _Finder:
         # On the instance, so that the loader keeps its type: inspect and importlib.resources ask for it.
         spec.loader.exec_module = execute_and_offer  # type: ignore[method-assign]
         return spec
+
+
+class _SquadFinder:
+    """An import hook that has SQuAD's metrics where nobody else has them."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find our own metrics under the name of transformers' module, and a package around them."""
+        if name not in (SQUAD_PACKAGE, f"{SQUAD_PACKAGE}.squad_metrics"):
+            return None
+        parts: list[str] | None = [] if name == SQUAD_PACKAGE else None
+        return spec_from_file_location(name, Path(__file__).with_name("squad.py"), submodule_search_locations=parts)

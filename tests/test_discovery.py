@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks.manager import TaskManager as StockTaskManager
 
+from mesa_lm import discovery
 from mesa_lm.discovery import TaskManager, length_name, split_length_name, tasks_path
 from mesa_lm.errors import UsageError
 
@@ -71,6 +73,30 @@ def test_our_tasks_are_known_without_lm_evals() -> None:
     assert "passkey_long" in tasks.all_groups
     assert "passkey_long_4k" in tasks.all_subtasks
     assert "hellaswag" not in tasks.all_tasks
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "read"),
+    [
+        ("passkey_long", "passkey_long", 0),
+        ("passkey_long_3000", "passkey_long_3000", 0),
+        ("sung", "sung", 1),
+        ("su*", "sung", 1),
+        ("passkey_lo?g", "passkey_long", 1),
+        ("nothing", None, 1),
+    ],
+)
+def test_lm_evals_tasks_are_read_when_they_are_needed(asked, found, read, monkeypatch) -> None:
+    calls = []
+    sung = Entry(name="sung", kind=Kind.TASK, yaml_path=None, cfg={"task": "sung"})
+    monkeypatch.setattr(discovery, "_stock_index", lambda: calls.append(1) or {"sung": sung, "passkey_long": sung})
+    tasks = TaskManager()
+    assert tasks.match_tasks([asked]) == ([found] if found else [])
+    assert len(calls) == read
+    assert tasks.task_index["passkey_long"].kind is Kind.GROUP  # ours comes first
+    assert "sung" in tasks.all_subtasks and "sung" not in tasks.all_groups and tasks.all_tags == []
+    assert len(tasks.task_index) == len(tasks.all_tasks)
+    assert len(calls) == 1
 
 
 def test_our_folder_given_by_the_user_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,8 +1,6 @@
 """lm-eval's long-context suites with `mesa-hf`: the tasks' own code over small local data of the same schema."""
 
 import importlib
-import sys
-import types
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,9 +28,6 @@ SCROLLS = [f"scrolls_{name}" for name in SCROLLS]
 # In lm-eval's catalogue only these take their length from `max_seq_lengths`; the others ask for 0k.
 BABILONG = [f"babilong_qa{i}" for i in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)]
 
-# transformers 5 has dropped the module with the one function that lm-eval's SCROLLS uses of it.
-SQUAD = types.SimpleNamespace(squad_metrics=types.SimpleNamespace(normalize_answer=lambda text: text.lower().strip()))
-
 
 @pytest.fixture(scope="module")
 def local_data():
@@ -51,7 +46,6 @@ def local_data():
         ):
             module = task_module(f"ruler/{name}.py")
             patch.setattr(module, function, partial(one_question, getattr(module, function)))
-        patch.setitem(sys.modules, "transformers.data.metrics", SQUAD)
         scrolls = task_module("scrolls/task.py")
         patch.setattr(scrolls, "load_dataset", data.load_dataset)
         patch.setattr(scrolls, "_download_metric", lambda: "scrolls.py")
