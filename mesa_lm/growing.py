@@ -10,7 +10,11 @@ _ALIGNMENT = 16  # bytes: keys of a multiple of it lie in a view as well aligned
 
 
 class GrowingLayer(DynamicLayer):
-    """A `DynamicLayer` that appends in place; keys and values are views of buffers an eighth larger than needed."""
+    """A `DynamicLayer` that appends in place.
+
+    A prompt's keys and values are kept as they come; with the first token after it they become views of buffers an
+    eighth larger than needed.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -42,6 +46,8 @@ class GrowingLayer(DynamicLayer):
 
     def _appended(self, name: str, held: Tensor, new: Tensor) -> Tensor:
         past = held.shape[-2] if held.numel() else 0
+        if not past and new.untyped_storage().nbytes() == new.nbytes:
+            return new  # copied when a token follows; a view of more than itself would keep that alive
         length = past + new.shape[-2]
         buffer = self._buffers.get(name)
         # Whoever selects or repeats sequences puts new tensors in the place of the views.
