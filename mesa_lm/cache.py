@@ -196,8 +196,20 @@ class WovenCache(Cache):
         self.batch_select_indices(torch.arange(len(self.rows)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: woven positions cannot be taken back token by token."""
-        raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
+        """Forget the last tokens of every row.
+
+        Args:
+            tokens_to_remove: Their number, negative as in transformers.
+
+        Raises:
+            UsageError: Keys were moved or dropped for tokens that came later, which cannot be taken back.
+        """
+        count = abs(tokens_to_remove)
+        if any(row.weave is not None or row.length != self.columns for row in self.rows):
+            raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
+        for row in self.rows:
+            row.length -= count
+        self.columns -= count
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Refuse: only the method's own passes write here, so the untouched model must not be given this cache."""

@@ -65,6 +65,10 @@ class MesaHFLM(UncutHFLM):
         self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
         self.stock_calls = isinstance(self.method, Origin)
         check_store(chunk_store_gib)
+        if others.get("token"):
+            logger.warning(
+                "lm-eval writes model_args into its results, the token too: HF_TOKEN is not written anywhere"
+            )
         self._options = {name: repr(value) for name, value in others.items() if name not in _WITHOUT_EFFECT}
         if pretrained is None:
             logger.info("No pretrained= given: running the demo model that ships with mesa-lm")
@@ -77,17 +81,21 @@ class MesaHFLM(UncutHFLM):
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         super().__init__(pretrained=pretrained, **others)
         self._store_gib = chunk_store_gib
-        self._handle = self._attached()
+        self._attach()
 
-    def _attached(self) -> Handle | None:
-        """Attach the method; None for a quantiser's own class, which runs as it is under `origin`."""
+    def _attach(self) -> None:
+        """Attach the method; not to a quantiser's own class, which runs as it is under `origin`."""
+        self._handle: Handle | None = None
+        self.share_beyond = None
         base = getattr(self.model, "get_base_model", lambda: self.model)()
         if self.stock_calls and not isinstance(base, PreTrainedModel):
-            return None
-        handle = extrapolate(self.model, self.method)
+            return
+        self._handle = extrapolate(self.model, self.method)
         store = free_bytes(self.model.device) // 8 if self._store_gib is None else int(self._store_gib * 2**30)
-        handle.reuse_chunks(store)
-        return handle
+        self._handle.reuse_chunks(store)
+        self._handle.on_pass = self._note_pass
+        if self._handle.keeps_beginnings:  # within the training length requests are answered as `hf` does
+            self.share_beyond = self._describe()["train_length"]
 
     def switch(self, method: Method) -> None:
         """Run another method from now on, with the weights that are loaded.
@@ -106,7 +114,7 @@ class MesaHFLM(UncutHFLM):
         if self._handle is not None:
             self._handle.remove()
         self.method, self.stock_calls = method, stock_calls
-        self._handle = self._attached()
+        self._attach()
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.
 

@@ -82,6 +82,7 @@ class Handle:
         columns: (rows, len) input columns of the tokens in the pass that runs, for whoever hooks into the model's
             layers; None while the untouched model runs.
         store: Middle chunks that prompts may share, see `reuse_chunks`; None: none.
+        on_pass: Called before every pass with the number of its tokens, to show progress within a long call.
     """
 
     def __init__(self, model: PreTrainedModel, method: Method) -> None:
@@ -89,6 +90,7 @@ class Handle:
         self._attached = False
         self.columns: Tensor | None = None
         self.store: ChunkStore | None = None
+        self.on_pass: Callable[[int], None] | None = None
         self._longest = method.longest_input(model.config)
 
     def reuse_chunks(self, budget_bytes: int) -> None:
@@ -101,6 +103,11 @@ class Handle:
             budget_bytes: Most memory for them; 0 keeps none.
         """
         self.store = ChunkStore(budget_bytes) if budget_bytes else None
+
+    @property
+    def keeps_beginnings(self) -> bool:
+        """Whether a cache of an input's beginning, once cropped to it, serves every input that begins like it."""
+        return not self.method.depends_on_length and self._layers.share_chunks
 
     def __enter__(self) -> Self:
         return self
@@ -209,6 +216,8 @@ class Handle:
         self, current: Pass, columns: Tensor, tokens: dict[str, Tensor], logits_to_keep: int | Tensor
     ) -> Tensor:
         self.columns = columns
+        if self.on_pass is not None:
+            self.on_pass(columns.numel())
         token = _running.set((current, self._fused))
         try:
             output = self._original(**tokens, use_cache=False, logits_to_keep=logits_to_keep, return_dict=True)

@@ -1,6 +1,7 @@
 """lm-eval's `hf` without truncation, scoring inputs of any length; and the arithmetic that this needs."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -13,12 +14,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from mesa_lm.answers import interruption_reported
+from mesa_lm.batching import largest_batch, padded
 from mesa_lm.errors import UsageError
 from mesa_lm.logits import SOFTMAX_BLOCK, Head, continuation_score, find_head, states_as_logits
+from mesa_lm.shared_context import continuation_logits, with_shared_context
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
 logger = logging.getLogger("lm_eval.models.mesa_hf")
@@ -29,6 +31,8 @@ UNLIMITED = 10**12
 STOCK_LOGITS_BYTES = 2**31
 # A CPU never reports that a batch is too large, so batch_size=auto keeps to this many tokens a batch there.
 CPU_BATCH_TOKENS = 16384
+# How often a long prompt's progress is drawn, in seconds.
+REDRAW_S = 0.5
 
 # What lm-eval scores: the strings (None: not to be cached), the context's and the continuation's tokens.
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -39,10 +43,13 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
 
     Attributes:
         stock_calls: Make `hf`'s own calls of the model, for results equal to its to the last bit.
+        share_beyond: Contexts of more tokens than this go through the model once for all of their continuations;
+            None: never.
         truncated_samples: Samples that did not reach the model whole because the user set `max_length`.
     """
 
     stock_calls = False
+    share_beyond: int | None = None
     batch_size_per_gpu: int | str
 
     def __init__(self, **kwargs: Any) -> None:
@@ -54,6 +61,8 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         self.truncated_samples = 0
         self._cut = 0
         self._bar = tqdm(disable=True)
+        self._tokens = self._tokens_run = 0
+        self._drawn = 0.0
         super().__init__(**kwargs)
 
     @property
@@ -169,6 +178,19 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             self._bar = bar
             yield
 
+    def _show_tokens(self, length: int, rows: int = 1) -> None:
+        """Show the length of what is run next."""
+        self._tokens, self._tokens_run = length * rows, 0
+        self._bar.set_postfix_str(f"tokens={length}")
+
+    def _note_pass(self, tokens: int) -> None:
+        """Show how far a long prompt is; decoded tokens are not counted."""
+        if self._tokens_run + tokens <= self._tokens:
+            self._tokens_run += tokens
+            due = time.monotonic() - self._drawn > REDRAW_S
+            self._drawn = time.monotonic() if due else self._drawn
+            self._bar.set_postfix_str(f"tokens={self._tokens_run}/{self._tokens}", refresh=due)
+
     @contextmanager
     def _fixed_batch_size(self, size: int) -> Iterator[None]:
         """Put a number in the place of "auto", for which HFLM would try batches of `max_length`."""
@@ -203,7 +225,10 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Score each continuation; requests that differ in the last token alone share one forward pass.
+        """Score each continuation; requests share what they can of the work on their context.
+
+        Requests that differ in the last token alone share one forward pass, those with the same long context its
+        prefill.
 
         Args:
             requests: Strings, context tokens and continuation tokens.
@@ -222,6 +247,48 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
                 f"max_length={self.max_length} is shorter than a continuation to be scored, of {longest} tokens; "
                 "leave max_length out, or raise it"
             )
+        answers = self._with_shared_context(requests)
+        rest = [place for place in range(len(requests)) if place not in answers]
+        alone = self._one_by_one([requests[place] for place in rest], override_bs)
+        answers |= dict(zip(rest, alone, strict=True))
+        self._add_truncated(sum(len(request[1]) + len(request[2]) > self.max_length + 1 for request in requests))
+        return [answers[place] for place in range(len(requests))]
+
+    def _with_shared_context(self, requests: Sequence[Request]) -> dict[int, tuple[float, bool]]:
+        """Answer the requests that have a long context in common, by their place; none that runs out of memory."""
+        # Several processes must make equal numbers of calls, and each is given requests of its own.
+        if self.share_beyond is None or self.world_size > 1:
+            return {}
+        whole = [
+            context
+            if len(context) + len(continuation) <= self.max_length + 1 and len(continuation) <= SOFTMAX_BLOCK
+            else []
+            for _, context, continuation in requests
+        ]
+        answers = {}
+        for places in with_shared_context(whole, self.share_beyond):
+            context, continuations = whole[places[0]], [requests[place][2] for place in places]
+            self._show_tokens(len(context) + max(map(len, continuations)))
+            try:
+                with self._inference():
+                    found = continuation_logits(self.model, context, continuations, self.device)
+                    for place, continuation, logits in zip(places, continuations, found, strict=True):
+                        answers[place] = continuation_score(logits, continuation, self.softmax_dtype)
+                        self._keep(requests[place][0], answers[place])
+            except RuntimeError as error:  # the cache of a context may not fit where a forward pass without it does
+                if not should_reduce_batch_size(error):
+                    raise
+                clear_device_cache(garbage_collection=True)
+        return answers
+
+    def _keep(self, strings: tuple[str, str] | None, answer: tuple[float, bool]) -> None:
+        """Put an answer into the answer cache; windows of a document are cached as a whole by the caller."""
+        if strings is not None:
+            self.cache_hook.add_partial("loglikelihood", strings, answer)
+            self._bar.update(1)
+
+    def _one_by_one(self, requests: list[Request], override_bs: int | None) -> list[tuple[float, bool]]:
+        """Answer requests, each with a prefill of its own unless it differs from another in the last token alone."""
         order = Collator(
             requests,
             sort_fn=lambda request: (-len(request[1] + request[2]), tuple(request[1] + request[2])),
@@ -237,7 +304,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         )
         answers = []
         for batch in batches:
-            self._bar.set_postfix(tokens=max(len(context) + len(continuation) for _, context, continuation in batch))
+            self._show_tokens(max(len(context) + len(continuation) for _, context, continuation in batch), len(batch))
             batch_states, head = self._scored_states(batch)
             for (strings, context, continuation), states in zip(batch, batch_states, strict=True):
                 sharing = order.get_cache(
@@ -247,10 +314,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
                     with self._inference():
                         answer = continuation_score(shared[0, -len(tokens) :], tokens, self.softmax_dtype, head)
                     answers.append(answer)
-                    if shared_strings is not None:  # windows of a document: cached as a whole by the caller
-                        self.cache_hook.add_partial("loglikelihood", shared_strings, answer)
-                        self._bar.update(1)
-        self._add_truncated(sum(len(request[1]) + len(request[2]) > self.max_length + 1 for request in requests))
+                    self._keep(shared_strings, answer)
         in_order: list[tuple[float, bool]] = order.get_original(answers)
         return in_order
 
@@ -312,43 +376,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             ends = configured if isinstance(configured, list) else [configured]
             ends = sorted({end for end in [*ends, self.eot_token_id] if end is not None})
             generation_kwargs.setdefault("eos_token_id", ends)
-        self._bar.set_postfix(tokens=context.shape[1])
+        self._show_tokens(context.shape[1], len(context))
         generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         self._bar.update(len(context))
         return generated
-
-
-def padded(rows: Sequence[Tensor], side: str, value: int) -> tuple[Tensor, Tensor]:
-    """Pad rows of token ids to equal length.
-
-    Args:
-        rows: 1-D tensors.
-        side: "left" or "right".
-        value: The padding's token id.
-
-    Returns:
-        Token ids and attention mask, both (rows, length).
-    """
-    ids = pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
-    return ids, mask
-
-
-def largest_batch(attempt: Callable[[int], object], limit: int) -> int:
-    """Return the largest of limit, limit/2, limit/4 ... 1 rows that does not run out of memory; 1 is not tried.
-
-    Args:
-        attempt: Runs so many rows.
-        limit: The most rows to try, at least 1.
-    """
-    while limit > 1:
-        clear_device_cache(garbage_collection=True)
-        try:
-            attempt(limit)
-            break
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-        limit //= 2
-    clear_device_cache(garbage_collection=True)
-    return limit

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -9,12 +10,12 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mesa_lm import harness, scoring
+from mesa_lm.batching import largest_batch
 from mesa_lm.errors import MesaError, MethodError, ModelError
 from mesa_lm.harness import HF_KEYWORDS, MesaHFLM
 from mesa_lm.logits import SOFTMAX_BLOCK, continuation_score
 from mesa_lm.methods import make_method
 from mesa_lm.model_args import checked_source, split_model_args
-from mesa_lm.scoring import largest_batch
 
 TRAIN_LENGTH = 97
 WORDS = [f"w{index}" for index in range(53)]
@@ -405,3 +406,16 @@ def test_another_method_runs_on_the_weights_that_are_loaded(model_path):
     with pytest.raises(MethodError, match="last_chunk"):
         switched.switch(make_method("mesa", last_chunk=10_000))
     assert switched.method.name == "stair"
+
+
+def test_progress_moves_within_a_long_prompt(model_path, monkeypatch, capsys):
+    monkeypatch.setattr(scoring, "REDRAW_S", 0.0)
+    lm = MesaHFLM(pretrained=model_path, device="cpu", batch_size=1)
+    lm.loglikelihood(requests("loglikelihood", (text(397, 3), " w1 w2")))
+    shown = [int(run) for run in re.findall(r"tokens=(\d+)/399", capsys.readouterr().err)]
+    assert shown == sorted(shown) and shown[0] < 100 and shown[-1] == 398
+
+
+def test_a_token_that_lm_eval_would_write_is_warned_about(model_path, caplog):
+    MesaHFLM(pretrained=model_path, device="cpu", token="hf_secret")
+    assert "HF_TOKEN" in caplog.text and "hf_secret" not in caplog.text

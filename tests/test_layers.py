@@ -23,7 +23,7 @@ LAYERS = (
     {"static_scaling", "remote"},
     {"patching"},
     {"demo", "model_args", "tokenizing", "task_support"},
-    {"answers", "logits", "scoring", "harness", "discovery", "plugin"},
+    {"answers", "batching", "logits", "shared_context", "scoring", "harness", "discovery", "squad", "plugin"},
     {"method_list"},
     {"results", "plots", "panels"},
     {"samples"},

@@ -94,6 +94,14 @@ class Method:
         return None
 
     @property
+    def depends_on_length(self) -> bool:
+        """Whether what a token is given depends on how many tokens follow it.
+
+        Where it does not, inputs that begin alike can share the keys and values of their beginning.
+        """
+        return not self.static_rope
+
+    @property
     def has_bands(self) -> bool:
         """Whether the method is executed by its `bands`."""
         return type(self).bands is not Method.bands

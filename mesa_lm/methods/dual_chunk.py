@@ -65,6 +65,11 @@ class DualChunk(Method):
         return self.merge == "bfloat16"
 
     @property
+    def depends_on_length(self) -> bool:
+        """See `Method.depends_on_length`: only what the code adds to the paper; it rounds for prompts alone."""
+        return self.mscale or self.rounds_merge
+
+    @property
     def _chunk_len(self) -> int:
         return bound_int(self, "chunk_size") - bound_int(self, "local_window")
 

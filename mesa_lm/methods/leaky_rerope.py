@@ -56,6 +56,11 @@ class LeakyReRoPE(ScaledMethod):
         """See `Method.is_untouched`: no distance beyond the window and no query scaled."""
         return kv_len <= min(bound_int(self, "window") + 1, bound_int(self, "train_length"))
 
+    @property
+    def depends_on_length(self) -> bool:
+        """See `Method.depends_on_length`: k follows the prompt unless it is given."""
+        return self.scaling_factor is None
+
     def longest_input(self, config: Any) -> float:
         """See `Method.longest_input`: with a given k, w + (d - w) / k stays below T."""
         if self.scaling_factor is None:

@@ -44,6 +44,11 @@ class LMInfinite(Method):
         """See `Method.is_untouched`: all keys are local."""
         return kv_len <= bound_int(self, "n_local")
 
+    @property
+    def depends_on_length(self) -> bool:
+        """See `Method.depends_on_length`: a distance within the window is shorter than any input that uses it."""
+        return bound_int(self, "distance_limit") > bound_int(self, "n_local")
+
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`."""
         local_start = (index - bound_int(self, "n_local") + 1).clamp(min=0)

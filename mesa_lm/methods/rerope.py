@@ -48,6 +48,11 @@ class ReRoPE(ScaledMethod):
         """See `Method.is_untouched`: no distance beyond the window and no query scaled."""
         return kv_len <= bound_int(self, "window") + 1 and kv_len <= bound_int(self, "train_length")
 
+    @property
+    def depends_on_length(self) -> bool:
+        """See `Method.depends_on_length`."""
+        return False
+
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`: distance min(t - j, window)."""
         window = bound_int(self, "window")

@@ -66,6 +66,11 @@ class SelfExtend(ScaledMethod):
         window, group = bound_int(self, "neighbor_window"), self.group_size
         return window - (window / group if self.offset == "exact" else window // group)
 
+    @property
+    def depends_on_length(self) -> bool:
+        """See `Method.depends_on_length`."""
+        return False
+
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`."""
         window, group = bound_int(self, "neighbor_window"), self.group_size

@@ -61,6 +61,11 @@ class StairPE(ScaledMethod):
         near = bound_int(self, "extrapolated_position")
         return near + 1 + self.extrapolated_width * max(0, bound_int(self, "train_length") - 1 - near)
 
+    @property
+    def depends_on_length(self) -> bool:
+        """See `Method.depends_on_length`: the width follows the prompt if it is "auto"."""
+        return self.extrapolated_width == "auto"
+
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
         """See `Method.bands`.
 

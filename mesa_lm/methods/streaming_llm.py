@@ -55,6 +55,11 @@ class StreamingLLM(Method):
         """Whether every token evicts; within a turn, every token sees all that is cached."""
         return self.evict == "every_token"
 
+    @property
+    def depends_on_length(self) -> bool:
+        """See `Method.depends_on_length`: a turn drops what it needs room for."""
+        return self.evict == "every_turn"
+
     def resolve(self, config: Any) -> Self:
         """Fill in the window; see `Method.resolve`."""
         train_length = train_length_of(config)
