@@ -40,6 +40,7 @@ def _load_tokenizer(name: str, **settings: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@cache
 def token_counter(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | None) -> Callable[[str], int]:
     """Return a function that counts a text's tokens as lm-eval's Hugging Face models encode it.
 

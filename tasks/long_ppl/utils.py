@@ -3,8 +3,9 @@
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -122,10 +123,7 @@ def long_ppl_dataset(
     count = token_counter(load_tokenizer(model_args), model_args.get("add_bos_token"))
     longest = max([length, *(lengths or [])])
     wanted = [("data", data), ("subset", subset), ("split", split), ("column", column)]
-    if data is None:
-        found = _embedded(longest, num_samples or NUM_SAMPLES, count)
-    else:
-        found = _selected(tuple(value for _, value in wanted), longest, num_samples, count)
+    found = _documents(tuple(value for _, value in wanted), _state(data), longest, num_samples, count)
     origin = ", ".join(f"{name}={value}" for name, value in wanted if value) or EMBEDDED
     common = {"source": origin, "source_sha256": found.sha256, "documents_dropped": found.dropped}
     docs = [sample(head, tail, length, count) | common for head, tail in found.texts]
@@ -163,6 +161,25 @@ def sample(head: str, tail: str, length: int, count: Count) -> dict[str, Any]:
         "length": length,
         "tokens": tokens,
     }
+
+
+@lru_cache(maxsize=2)
+def _documents(
+    where: tuple[str | None, ...], state: tuple[Any, ...], longest: int, num_samples: int | None, count: Count
+) -> Documents:
+    """Return the documents that all lengths share, read once; `state` is that of the files they come from."""
+    if where[0] is None:
+        return _embedded(longest, num_samples or NUM_SAMPLES, count)
+    return _selected(where, longest, num_samples, count)
+
+
+def _state(data: str | None) -> tuple[Any, ...]:
+    """Return what changes when a local file or folder does."""
+    if data is None:
+        return ()
+    path = Path(data).expanduser()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
 
 def _embedded(longest: int, num_samples: int, count: Count) -> Documents:
