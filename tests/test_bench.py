@@ -1,6 +1,7 @@
 """The benchmark: what it measures, what it writes, and what it says when something cannot be run."""
 
 import json
+import subprocess
 import sys
 from statistics import median
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import mesa_lm
 from mesa_lm import cli
+from mesa_lm.bench import sharing
 from mesa_lm.bench.floor import Attention, measure_floor
 from mesa_lm.bench.memory import Memory, Request, cpu_memory, kv_bytes
 from mesa_lm.bench.models import SHAPES, load_config, load_model
@@ -200,3 +202,32 @@ def test_an_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be created"):
         bench("--out", tmp_path / "file" / "below")
+
+
+def test_the_share_of_the_model_is_measured():
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mesa_lm.bench.share",
+            "--model",
+            "mesa-hf",
+            "--tasks",
+            "passkey_long_600",
+            "--limit",
+            "2",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    spent = json.loads(found.stdout.splitlines()[-1])
+    assert 0 < spent["model_s"] < spent["evaluation_s"] < spent["total_s"]
+    assert spent["share_of_evaluation"] == pytest.approx(spent["model_s"] / spent["evaluation_s"], abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["mesa", "rerope"])
+def test_what_requests_share_is_measured(method, capsys):
+    sharing.main(["--tokens", "1500", "--questions", "2", "--choices", "2", "--method", method])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["largest_difference"] < 1e-3 and found["with_s"] > 0 and found["without_s"] > 0
