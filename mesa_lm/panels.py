@@ -14,9 +14,8 @@ from matplotlib.ticker import NullLocator
 
 from mesa_lm.errors import UsageError
 from mesa_lm.plots import COLOURS, MARKERS, METRIC_LABELS, save, short_names
-from mesa_lm.results import Cell, interval, length_label
+from mesa_lm.results import DEPTH, Cell, interval, length_label
 
-DEPTH = re.compile(r"(.+)_depth_([0-9.]+)")  # the metric at one depth, percent
 POSITION = re.compile(r"nll_([0-9]+)_([0-9]+)")  # NLL of the tokens from one position to another
 COLUMNS = 3
 CELL_WIDTH, CELL_HEIGHT = 0.52, 0.3  # inches

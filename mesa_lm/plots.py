@@ -26,10 +26,11 @@ METRIC_LABELS = {
     "nll": "mean NLL (nats per token)",
     "tail_nll": "NLL of the tail (nats per token)",
 }
-# What `mesa-lm bench` measures: the axis label, and by what a value is divided for it.
+# What `mesa-lm bench` and sweeps measure: the axis label, and by what a value is divided for it.
 COSTS = {
     "prefill_s": ("prefill time (s)", 1),
     "decode_s": ("time per decoding step (s)", 1),
+    "sample_s": ("time per sample (s)", 1),
     "peak_bytes": ("peak memory (GiB)", 2**30),
     "kv_bytes": ("memory of keys and values (GiB)", 2**30),
 }
@@ -127,7 +128,8 @@ def _figure(cells: Sequence[Cell], others: Iterable[Cell] = ()) -> Figure:
     metric = labels.get(cells[0].metric, cells[0].metric.replace("_", " "))
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
-    shift = _shift(lengths | train_lengths, lengths, len(lines))
+    # Times and memory hardly ever coincide, as scores do.
+    shift = 0.0 if cells[0].metric in COSTS else _shift(lengths | train_lengths, lengths, len(lines))
     for index, (points, colour, marker) in enumerate(zip(lines, cycle(COLOURS), cycle(MARKERS), strict=False)):
         label = points[0].method if len(names) == 1 else f"{names[points[0].model]}: {points[0].method}"
         factor = 2 ** (shift * (index - (len(lines) - 1) / 2))
@@ -203,7 +205,7 @@ def _shift(shown: set[int], lengths: set[int], lines: int) -> float:
     places = [math.log2(length) for length in sorted(lengths)]
     span = math.log2(max(shown) / min(shown)) or 1.0
     nearest = min((right - left for left, right in pairwise(places)), default=span)
-    return min(span / 120, nearest / (3 * lines))
+    return min(span / 120, nearest / (6 * lines))
 
 
 def _set_lengths(axes: Axes, lengths: set[int], train_lengths: set[int]) -> None:

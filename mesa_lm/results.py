@@ -3,9 +3,10 @@
 import json
 import logging
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ DEMO_NAME = "demo"
 Z_95 = 1.959964  # 97.5% quantile of the standard normal distribution
 # The arguments that name a model in lm-eval's backends; an adapter names it better than its base.
 NAME_ARGUMENTS = ("peft", "delta", "pretrained", "model", "path", "engine")
+
+
+DEPTH = re.compile(r"(.+)_depth_([0-9.]+)")  # a metric of the samples at one depth, percent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +222,7 @@ def _cells(path: Path, report: Mapping[str, Any]) -> Iterator[Cell]:
     block = config.get("mesa_lm") or {}
     arguments = _arguments(config.get("model_args"))
     groups = report.get("group_subtasks") or {}
+    costs = (report.get("sweep") or {}).get("costs") or {}  # what a sweep's workers measured
     if block.get("truncated_samples"):
         logger.warning("%s: max_length cut %d samples, which are shorter than named", path, block["truncated_samples"])
     for name, scores in report["results"].items():
@@ -227,6 +232,20 @@ def _cells(path: Path, report: Mapping[str, Any]) -> Iterator[Cell]:
         if length is None:
             continue
         directions = (report.get("higher_is_better") or {}).get(name) or {}
+        cell = Cell(
+            model=_model_name(config, arguments),
+            method=_method_name(config, arguments),
+            task=task,
+            name=name,
+            length=length,
+            metric="",
+            value=math.nan,
+            stderr=None,
+            samples=None,
+            higher_is_better=None,
+            train_length=block.get("train_length"),
+            source=path,
+        )
         samples = ((report.get("n-samples") or {}).get(name) or {}).get("effective") or scores.get("sample_len")
         for key, value in scores.items():
             metric, comma, filter_name = key.partition(",")
@@ -235,20 +254,32 @@ def _cells(path: Path, report: Mapping[str, Any]) -> Iterator[Cell]:
             if _number(value) is None:
                 logger.warning("%s: %s of %s is %s and left out", path, metric, name, value)
                 continue
-            yield Cell(
-                model=_model_name(config, arguments),
-                method=_method_name(config, arguments),
-                task=task,
-                name=name,
-                length=length,
+            yield replace(
+                cell,
                 metric=metric if filter_name == "none" else key,
                 value=float(value),
                 stderr=_number(scores.get(f"{metric}_stderr,{filter_name}")),
-                samples=samples,
+                samples=_sample_count(metric, scores, samples),
                 higher_is_better=directions.get(metric),
-                train_length=block.get("train_length"),
-                source=path,
             )
+        for metric, value in (costs.get(name) or {}).items():
+            yield replace(cell, metric=metric, value=float(value), higher_is_better=False)
+
+
+def _sample_count(metric: str, scores: Mapping[str, Any], samples: int | None) -> int | None:
+    """Return the number of samples that a metric is the mean of.
+
+    Args:
+        metric: Its name. Metrics of one depth take turns in the order of depths, as `passkey_grid` writes them.
+        scores: All scores of the task.
+        samples: Number of all its samples.
+    """
+    match = DEPTH.fullmatch(metric)
+    if match is None or samples is None:
+        return samples
+    others = (DEPTH.fullmatch(key.partition(",")[0]) for key in scores)
+    depths = sorted({float(other[2]) for other in others if other and other[1] == match[1]})
+    return -(-(samples - depths.index(float(match[2]))) // len(depths))
 
 
 def _number(value: object) -> float | None:

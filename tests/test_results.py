@@ -264,6 +264,18 @@ def cell(**changes: Any) -> Cell:
     return Cell(**(values | changes))
 
 
+@pytest.mark.parametrize(("samples", "expected"), [(50, [17, 17, 16]), (3, [1, 1, 1]), (51, [17, 17, 17])])
+def test_metrics_of_one_depth_are_means_of_its_samples_alone(tmp_path: Path, samples: int, expected: list[int]) -> None:
+    content = report({512: 1.0}, samples=samples)
+    for depth in ("100", "0", "33.3"):
+        content["results"]["lines_512"] |= {f"acc_depth_{depth},none": 1.0, f"acc_depth_{depth}_stderr,none": 0.0}
+    cells = {cell.metric: cell for cell in read([save(tmp_path / "results.json", content)])}
+    assert [cells[f"acc_depth_{depth}"].samples for depth in ("0", "33.3", "100")] == expected
+    assert cells["acc"].samples == samples
+    low = interval(cells["acc_depth_0"]).low
+    assert low == pytest.approx(1 / (1 + 1.959964**2 / expected[0]))
+
+
 def test_select_one_metric_of_one_task() -> None:
     cells = [cell(), cell(metric="nll", task="text"), cell(task="keys"), cell(task="keys", metric="f1")]
 
