@@ -20,6 +20,7 @@ from .store import Store, quiet
 
 # A rough rate to turn tokens into hours, of a 7B model in half precision on one data-centre GPU.
 TOKENS_PER_S = 5_000.0
+SHOWN_ALIKE = 3  # shards that failed for the same reason, of which the summary names so many
 
 
 def sweep(
@@ -28,7 +29,8 @@ def sweep(
     """Run a sweep, or print its plan.
 
     Returns:
-        0 if every shard is done, 1 if some failed. Running out of memory is a result, not a failure.
+        0 if every shard is done, 1 if some failed or results could not be written. Running out of memory is a result,
+        not a failure.
     """
     configuration = load(path, [*overrides, *([f"out={out}"] if out else [])])
     if dry_run:
@@ -47,11 +49,18 @@ def sweep(
         f"{outcome.done} shards done, {outcome.reused} of them by an earlier run; {len(outcome.failed)} failed, "
         f"{len(outcome.out_of_memory)} out of memory"
     )
-    for shard, error in outcome.failed.items():
-        print(f"failed: {_named(configuration, shard)}: {error} (log: logs/{shard.key}.log)", file=sys.stderr)
+    alike = Counter(outcome.failed.values())
+    for error, count in alike.items():
+        first = [shard for shard, found in outcome.failed.items() if found == error][:SHOWN_ALIKE]
+        for shard in first:
+            print(f"failed: {_named(configuration, shard)}: {error} (log: logs/{shard.key}.log)", file=sys.stderr)
+        if count > len(first):
+            print(f"failed: {count - len(first)} more shards: {error}", file=sys.stderr)
+    for what, error in outcome.unwritten.items():
+        print(f"not written: {what}: {error}; the shards are kept, run the sweep again", file=sys.stderr)
     for result in outcome.results:
         print(result)
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or outcome.unwritten else 0
 
 
 def status(folder: Path, as_json: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mesa_lm.errors import UsageError, unknown_name
 from mesa_lm.methods import make_method
 
-VARIABLE = re.compile(r"\$\{(\w+)\}")
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 class _Section(BaseModel):
@@ -114,6 +114,7 @@ class Sweep(_Section):
     models: Annotated[tuple[Model, ...], Field(min_length=1)] = (Model(),)
     methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1)]
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
+    include_path: Path | None = Field(None, description="folder of tasks of your own, as for lm_eval")
     lengths: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="tokens; none: those of the tasks")
     batch_size: Annotated[int, Field(gt=0)] = 1
     seed: int = Field(0, description="of Python; lm-eval's defaults seed the rest")
@@ -122,6 +123,13 @@ class Sweep(_Section):
     longer_after_oom: bool = Field(False, description="try longer inputs where shorter ones ran out of memory")
     workers: Workers = Workers()
     wandb: Tracking | None = None
+
+    @field_validator("include_path")
+    @classmethod
+    def _is_a_folder(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.expanduser().is_dir():
+            raise ValueError("there is no such folder")
+        return path and path.expanduser()
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -143,7 +151,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep's configuration.
 
     Args:
-        path: A YAML file. `${NAME}` in a text stands for the environment variable.
+        path: A YAML file. `${NAME}` in a text stands for the environment variable, `${NAME:-text}` for the
+            text where it is not set.
         overrides: Settings such as `workers.count=2` or `lengths=[512, 1024]` that replace those of the file.
 
     Raises:
@@ -208,11 +217,13 @@ def _substituted(value: Any) -> Any:
         return value
 
     def variable(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
+        found = os.environ.get(match[1]) or match[2]  # without `:-`, an empty one is empty
+        if found is None and match[1] not in os.environ:
             raise UsageError(f"{value!r}: the environment variable {match[1]} is not set")
-        return found
+        return found or ""
 
+    if "${" in VARIABLE.sub("", value):
+        raise UsageError(f"{value!r}: environment variables are written ${{NAME}} or ${{NAME:-default}}")
     return VARIABLE.sub(variable, value)
 
 

@@ -5,6 +5,7 @@ Metrics, standard errors, groups and the files themselves are thus what a single
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections import Counter
@@ -84,7 +85,27 @@ def merge(sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
 
     Returns:
         The results file; None where no leaf is complete. Leaves without all of their shards are left out.
+
+    Raises:
+        OSError: The results cannot be written; those of an earlier merge stay as they are.
     """
+    entry = f"{shards[0].model}-{shards[0].method}-{shards[0].task}"
+    part = store.results / f".{entry}"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        written = _merge_into(part, sweep, shards, store)
+        if written is None:
+            return None
+        final = store.results / entry
+        shutil.rmtree(final, ignore_errors=True)  # what an earlier merge knew
+        part.replace(final)
+        return final / written.relative_to(part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _merge_into(part: Path, sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
+    """Write the results files of `merge` into a folder and return the one of the scores."""
     stored = {shard.key: store.read_shard(shard.key) for shard in shards}
     leaves = list(dict.fromkeys(shard.leaf for shard in sorted(shards, key=lambda shard: shard.length or 0)))
     missing = {shard.leaf for shard in shards if stored[shard.key] is None}
@@ -99,9 +120,6 @@ def merge(sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
     model, choice = sweep.models[shards[0].model], sweep.methods[shards[0].method]
     task = sweep.tasks[shards[0].task]
     arguments = {**model.arguments, **choice.arguments}
-    entry = f"{shards[0].model}-{shards[0].method}-{shards[0].task}"
-    part, final = store.results / f".{entry}", store.results / entry
-    shutil.rmtree(part, ignore_errors=True)
     tracker = EvaluationTracker(output_path=str(part))
     tracker.general_config_tracker.start_time = time.perf_counter() - sum(payload["seconds"] for payload in payloads)
     tracker.general_config_tracker.log_experiment_args(
@@ -124,18 +142,18 @@ def merge(sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
         limit=task.limit,
         log_samples=True,
         random_seed=sweep.seed,
-        task_manager=task_manager(sweep, model, task, choice),
+        task_manager=task_manager(sweep, model, task),
     )
     assert results is not None
     results["config"]["model"] = "mesa-hf"
     results["config"] = without_secrets(results["config"])
     for described in results["configs"].values():
-        described["metadata"] = without_secrets(described.get("metadata"))
+        described["metadata"] = without_secrets({**(described.get("metadata") or {}), **choice.arguments})
     results["sweep"] = {
         "name": sweep.name,
         "shards": len(payloads),
         "seconds": sum(payload["seconds"] for payload in payloads),
-        "peak_bytes": max(payload["peak_bytes"] for payload in payloads),
+        "costs": {leaf: _costs([payload for payload in payloads if payload["leaf"] == leaf]) for leaf in complete},
         "missing": sorted(missing),
         "out_of_memory": sorted({s.leaf for s in shards if (store.read_failure(s.key) or {}).get("status") == "oom"}),
     }
@@ -143,7 +161,32 @@ def merge(sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
     tracker.save_results_aggregated(results=results, samples=samples)
     for name in results["configs"]:
         tracker.save_results_samples(task_name=name, samples=samples[name])
-    shutil.rmtree(final, ignore_errors=True)  # what an earlier merge knew
-    part.replace(final)
-    (written,) = final.rglob(f"results_{tracker.date_id}.json")
-    return written
+    return _written(part, tracker.date_id, {name: len(samples[name]) for name in results["configs"]})
+
+
+def _costs(payloads: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what one leaf's shards cost: peak memory in bytes, where it is known, and seconds per sample."""
+    samples = sum(len(payload["responses"]) for payload in payloads)
+    peaks = [payload["peak_bytes"] for payload in payloads if payload["peak_bytes"] is not None]
+    time_s = sum(payload["evaluation_s"] for payload in payloads) / samples
+    return {"sample_s": time_s, **({"peak_bytes": max(peaks)} if peaks else {})}
+
+
+def _written(part: Path, date: str, counts: Mapping[str, int]) -> Path:
+    """Return the file of the scores, after a look at all files: lm-eval says nothing of what it failed to write.
+
+    Raises:
+        OSError: A file is missing or not whole.
+    """
+    scores = next(part.rglob(f"results_{date}.json"), None)
+    if scores is None:
+        raise OSError("the results could not be written")
+    try:
+        json.loads(scores.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError("the results could not be written as a whole") from error
+    for name, count in counts.items():
+        file = scores.with_name(f"samples_{name}_{date}.jsonl")
+        if not file.exists() or file.read_bytes().count(b"\n") != count:
+            raise OSError(f"the samples of {name} could not be written as a whole")
+    return scores

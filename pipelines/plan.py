@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from lm_eval.api.task import Task as LMTask
+from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.utils import hash_string
 
 from mesa_lm.demo import MODEL_PATH
@@ -42,6 +49,7 @@ class Shard:
         start: First sample.
         stop: One past the last.
         cost: Tokens, roughly.
+        documents: A digest of the documents that the samples are made of.
     """
 
     key: str
@@ -53,6 +61,7 @@ class Shard:
     start: int
     stop: int
     cost: int
+    documents: str
 
     @property
     def group(self) -> str:
@@ -69,6 +78,7 @@ def plan(sweep: Sweep) -> list[Shard]:
     Raises:
         MesaError: A task or an option is unknown or wrong.
     """
+    _task_manager.cache_clear()  # data may have changed since an earlier plan
     shards: list[Shard] = []
     for place, model in enumerate(sweep.models):
         for number, task in enumerate(sweep.tasks):
@@ -80,26 +90,29 @@ def plan(sweep: Sweep) -> list[Shard]:
 
 
 class LoadedTasks(TaskManager):
-    """A task manager that builds a task, and with it its documents, only once.
+    """A task manager that builds the tasks of one entry of a sweep, and with them their documents, only once.
 
-    A single task has the documents that it has among all tasks of its entry of the sweep.
+    A single task has the documents that it has among all tasks of its entry in an `lm_eval` run of its own: they may
+    depend on the others, and on random numbers that are drawn for one task after the other.
     """
 
-    def __init__(self, entry: str, **options: Any) -> None:
+    def __init__(self, entry: str, seed: int, **options: Any) -> None:
         super().__init__(**options)
-        self._asked = entry
-        self._loaded: dict[tuple[str, ...], Any] = {}
-
-    def asked_lengths(self, specs: Sequence[Any]) -> dict[str, list[int]]:
-        """Return those of the whole entry, whichever of its tasks is loaded."""
-        return super().asked_lengths(self.match_tasks([self._asked]))
+        self._asked, self._seed = entry, seed
+        self._whole: Any = None
 
     def load(self, spec: Any) -> Any:
-        """See lm-eval's `TaskManager.load`."""
-        names = tuple(spec) if isinstance(spec, list) else (str(spec),)
-        if names not in self._loaded:
-            self._loaded[names] = super().load(spec)
-        return self._loaded[names]
+        """Return tasks of the entry; see lm-eval's `TaskManager.load`."""
+        if self._whole is None:
+            random.seed(self._seed)  # these are the seeds of `lm_eval`, which sets them just before
+            numpy.random.seed(DEFAULT_OTHER_SEED)
+            torch.manual_seed(DEFAULT_OTHER_SEED)
+            self._whole = super().load(self.match_tasks([self._asked]))
+        names = spec if isinstance(spec, list) else [spec]
+        tasks = self._whole["tasks"]
+        if all(name in tasks for name in names):
+            return {"tasks": {name: tasks[name] for name in names}, "groups": {}, "group_map": {}}
+        return self._whole
 
 
 def load_leaves(sweep: Sweep, model: Model, task: Task) -> dict[str, LMTask]:
@@ -118,13 +131,24 @@ def load_leaves(sweep: Sweep, model: Model, task: Task) -> dict[str, LMTask]:
     return leaves
 
 
-def task_manager(sweep: Sweep, model: Model, task: Task, choice: MethodChoice | None = None) -> TaskManager:
+def task_manager(sweep: Sweep, model: Model, task: Task) -> TaskManager:
     """Return lm-eval's task manager with the options of one entry of a sweep, as its command would make it.
 
-    No task's documents depend on the method; its arguments only matter to what is saved about the task.
+    Always the same one, so that the documents are, too. They do not depend on the method.
     """
-    method = choice.arguments if choice else {}
-    return LoadedTasks(task.task, metadata={**model.arguments, **method, **sweep.metadata(task)})
+    metadata = {**model.arguments, **sweep.metadata(task)}
+    return _task_manager(task.task, sweep.seed, sweep.include_path, json.dumps(metadata, sort_keys=True))
+
+
+@cache
+def _task_manager(entry: str, seed: int, include_path: Path | None, metadata: str) -> TaskManager:
+    return LoadedTasks(entry, seed, include_path=include_path, metadata=json.loads(metadata))
+
+
+def documents_digest(leaf: LMTask, start: int, stop: int) -> str:
+    """Return a digest of the documents of some samples."""
+    digest: str = hash_string(json.dumps([leaf.eval_docs[i] for i in range(start, stop)], default=str))
+    return digest
 
 
 def sample_count(task: Task, leaf: LMTask) -> int:
@@ -145,12 +169,13 @@ def _shards(
     costs = [length or _tokens(leaf.eval_docs[i]) for i in range(count)]
     # Few-shot examples are drawn one sample after another: a task that has some is not cut.
     whole = bool(task.num_fewshot or leaf.config.num_fewshot)
+    settings = _settings(leaf)
     for start, stop in _ranges(costs, sum(costs) if whole else sweep.shard_tokens):
-        documents = hash_string(json.dumps([leaf.eval_docs[i] for i in range(start, stop)], default=str))
+        documents = documents_digest(leaf, start, stop)
         content = {
             "model": [without_secrets(model.model_dump()), weights(model), sweep.batch_size],
             "method": choice.model_dump(),
-            "task": [task.model_dump(), sweep.metadata(task), leaf.VERSION],
+            "task": [task.model_dump(), sweep.metadata(task), leaf.VERSION, settings],
             "range": [name, start, stop],
             "documents": documents,
             "seed": sweep.seed,
@@ -167,6 +192,7 @@ def _shards(
             start=start,
             stop=stop,
             cost=sum(costs[start:stop]),
+            documents=documents,
         )
 
 
@@ -177,10 +203,29 @@ def _content(path: Path, size: int, changed_ns: int) -> str:
 
 
 def weights(model: Model) -> list[tuple[str, str]]:
-    """Return what tells a model's folder from what was there before a new training; nothing for one of the hub."""
+    """Return what tells a model from another one of its name: a folder's files, or the commit on the hub."""
     folder = MODEL_PATH if model.pretrained is None else Path(model.pretrained).expanduser()
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return [("commit", _commit(str(model.pretrained), model.revision, model.args.get("token")))]
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     return [(path.name, _content(path, path.stat().st_size, path.stat().st_mtime_ns)) for path in files]
+
+
+@lru_cache(maxsize=64)
+def _commit(name: str, revision: str, token: str | None) -> str:
+    """Return the commit that a branch or tag on the hub stands for, or did when last seen; "" if that is unknown."""
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
+    except (OSError, ValueError, HfHubHTTPError):
+        return ""  # whoever loads the model says what is wrong
+
+
+def _settings(leaf: LMTask) -> str:
+    """Return a digest of how a task asks and scores; its functions count by their source."""
+    described = {name: value for name, value in leaf.dump_config().items() if name != "metadata"}
+    text = json.dumps(described, sort_keys=True, default=str)
+    digest: str = hash_string(re.sub(r" at 0x[0-9a-f]+", "", text))
+    return digest
 
 
 def _ranges(costs: Sequence[int], most: int) -> Iterable[tuple[int, int]]:

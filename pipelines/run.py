@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Outcome:
         failed: Why the others have none, by shard.
         out_of_memory: Shards that ran out of memory, or were skipped because a shorter input did.
         results: Results files that were merged.
+        unwritten: What could not be written of the results, and why.
     """
 
     done: int = 0
@@ -47,6 +48,7 @@ class Outcome:
     failed: dict[Shard, str] = field(default_factory=dict)
     out_of_memory: set[Shard] = field(default_factory=set)
     results: list[Path] = field(default_factory=list)
+    unwritten: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,11 +84,24 @@ def run(sweep: Sweep, address: str | None = None, factory: Callable[..., Any] = 
                 Driver(sweep, store, outcome, factory).work(missing, total=len(shards))
         with quiet(store.log_path("merge")):
             for _, group in groupby(sorted(shards, key=_entry), key=_entry):
-                written = merge(sweep, list(group), store)
-                if written is not None:
-                    outcome.results.append(written)
-        store.write("summary", _summary(outcome, len(shards)))
+                _merge(sweep, list(group), store, outcome)
+        try:
+            store.write("summary", _summary(outcome, len(shards)))
+        except UsageError as error:
+            outcome.unwritten["summary"] = str(error)
         return outcome
+
+
+def _merge(sweep: Sweep, shards: Sequence[Shard], store: Store, outcome: Outcome) -> None:
+    """Merge one model, method and task; a full disk does not keep the others from it."""
+    try:
+        written = merge(sweep, shards, store)
+    except OSError as error:
+        names = (sweep.models[shards[0].model].name, sweep.methods[shards[0].method].label)
+        outcome.unwritten[", ".join((*names, sweep.tasks[shards[0].task].task))] = str(error)
+        return
+    if written is not None:
+        outcome.results.append(written)
 
 
 class Driver:
@@ -190,20 +205,26 @@ class Driver:
             if self.store.read_shard(shard.key) is not None:  # it had finished before it was lost
                 self.outcome.done += 1
                 return
-            report = {"status": "failed", "error": f"{ATTEMPTS_LOST}: {type(error).__name__}"}
+            # Ray ends a worker when its node is short of memory, which need not be this shard's doing.
+            no_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+            report = {"status": "failed", "error": f"{ATTEMPTS_LOST}: {type(error).__name__}", "no_memory": no_memory}
         self.store.log(report["status"], shard, seconds=report.get("seconds"), error=report.get("error"))
         if report["status"] == "done":
             self.outcome.done += 1
         elif report["status"] == "oom":
             self._drop(slot)  # GPU memory may stay lost to a process that ran out of it
-            self._note_oom(shard)
             self._fail_oom(shard, report["error"])
+        elif report.get("disk_full"):
+            for left in (shard, *chain.from_iterable(pending.values())):  # their answers would be lost as well
+                self._fail(left, report["error"] if left is shard else f"not run: {self.store.folder} is full")
+            pending.clear()
         elif self.attempts[shard] < self.sweep.max_attempts and not report.get("final"):
             logger.warning("shard %s of %s: %s; trying again", shard.key, shard.leaf, report["error"])
             pending[shard.model].append(shard)
+        elif report.get("no_memory"):
+            self._fail_oom(shard, report["error"])
         else:
-            self.outcome.failed[shard] = report["error"]
-            self._record(shard, {"status": "failed", "error": report["error"], "log": f"logs/{shard.key}.log"})
+            self._fail(shard, report["error"])
 
     def _note_oom(self, shard: Shard) -> None:
         cell = (shard.model, shard.method, shard.task, shard.group)
@@ -215,7 +236,12 @@ class Driver:
             return False
         return shard.length == least or (shard.length > least and not self.sweep.longer_after_oom)
 
+    def _fail(self, shard: Shard, error: str) -> None:
+        self.outcome.failed[shard] = error
+        self._record(shard, {"status": "failed", "error": error, "log": f"logs/{shard.key}.log"})
+
     def _fail_oom(self, shard: Shard, error: str) -> None:
+        self._note_oom(shard)
         self.outcome.out_of_memory.add(shard)
         self._record(shard, {"status": "oom", "length": shard.length, "error": error})
 
@@ -282,4 +308,5 @@ def _summary(outcome: Outcome, total: int) -> dict[str, Any]:
         "failed": [{"key": s.key, "leaf": s.leaf, "error": error} for s, error in outcome.failed.items()],
         "out_of_memory": sorted({s.leaf for s in outcome.out_of_memory}),
         "results": [str(path) for path in outcome.results],
+        "unwritten": outcome.unwritten,
     }

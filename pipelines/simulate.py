@@ -35,6 +35,7 @@ def fake_plan(count: int) -> list[Shard]:
     return [
         Shard(
             key=f"{number:012x}",
+            documents="",
             model=0,
             method=0,
             task=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from lm_eval.utils import handle_non_serializable
@@ -27,9 +28,9 @@ logger = logging.getLogger(__name__)
 class Store:
     """The output folder of a sweep.
 
-    `shards/KEY.json` holds what a shard answered, `failures/KEY.json` why one has no answers, `logs/KEY.log` what it
-    printed, `events.jsonl` when which shard was started and how it ended,
-    `results/` what was merged. A key names everything that determines a shard's answers.
+    `shards/KEY.jsonl` holds a checksum and what a shard answered, `failures/KEY.json` why one has no answers,
+    `logs/KEY.log` what it printed, `events.jsonl` when which shard was started and how it ended, `results/` what was
+    merged. A key names everything that determines a shard's answers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,6 +40,10 @@ class Store:
     def results(self) -> Path:
         """Folder of the merged results."""
         return self.folder / "results"
+
+    def _shard_path(self, key: str) -> Path:
+        """File of a shard's answers; not *.json, which `mesa-lm leaderboard` and others take for results."""
+        return self.folder / "shards" / f"{key}.jsonl"
 
     def log_path(self, key: str) -> Path:
         """File of what a shard printed."""
@@ -81,12 +86,12 @@ class Store:
             OSError: The disk is full, for example; nothing is left behind.
         """
         text = json.dumps(payload, default=handle_non_serializable)
-        write_atomically(self.folder / "shards" / f"{key}.json", f"{_checksum(text)}\n{text}")
+        write_atomically(self._shard_path(key), f"{json.dumps(_checksum(text))}\n{text}\n")
         (self.folder / "failures" / f"{key}.json").unlink(missing_ok=True)
 
     def read_shard(self, key: str) -> dict[str, Any] | None:
         """Return what a shard answered; None if it did not, or if its file is damaged, which is logged."""
-        path = self.folder / "shards" / f"{key}.json"
+        path = self._shard_path(key)
         try:
             checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
         except FileNotFoundError:
@@ -94,7 +99,8 @@ class Store:
         except (OSError, UnicodeDecodeError) as error:
             logger.warning("%s cannot be read (%s); the shard runs again", path, error)
             return None
-        if checksum != _checksum(text):
+        text = text.removesuffix("\n")
+        if checksum != json.dumps(_checksum(text)):
             logger.warning("%s is damaged; the shard runs again", path)
             return None
         payload: dict[str, Any] = json.loads(text)
@@ -121,8 +127,16 @@ class Store:
         return failure
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Store a JSON file of the sweep itself, such as its plan."""
-        write_atomically(self.folder / f"{name}.json", json.dumps(content, indent=2))
+        """Store a JSON file of the sweep itself, such as its plan.
+
+        Raises:
+            UsageError: The disk is full, for example.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            write_atomically(path, json.dumps(content, indent=2))
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     def read(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the sweep itself.
@@ -142,17 +156,45 @@ class Store:
 
 @contextmanager
 def quiet(log: Path) -> Iterator[None]:
-    """Send what lm-eval prints to a file."""
+    """Send what lm-eval prints to a file, as far as there is room for it."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
+    printed = _Printed(log)
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
         logger.setLevel(logging.ERROR)
-        with log.open("a", encoding="utf-8") as file:
-            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                yield
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            yield
     finally:
         logger.setLevel(level)
+        printed.close()
+
+
+class _Printed(io.TextIOBase):
+    """A file to append to, which loses what cannot be written instead of failing whoever prints."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] | None = None
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.flush()
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+        super().close()
 
 
 def write_atomically(path: Path, text: str) -> None:

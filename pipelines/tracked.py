@@ -23,7 +23,7 @@ Log = Callable[[Any], dict[str, Any]]
 SAMPLES = 100  # rows of a sample table per task and length
 SAMPLE_LENGTH = 500  # characters of an answer in it
 # What the summary of a run has of its entries on the leaderboard.
-SUMMARY = ("effective_length", "mean", "rank", "nll", "peak_bytes", "decode_s", "prefill_s", "p_best")
+SUMMARY = ("effective_length", "mean", "rank", "nll", "peak_bytes", "decode_s", "prefill_s", "sample_s", "p_best")
 
 
 def method_log(cells: Sequence[Cell], entries: Sequence[Entry]) -> Log:

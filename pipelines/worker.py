@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import random
-import resource
 import time
 import traceback
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from lm_eval import simple_evaluate
 
+from mesa_lm.bench.memory import reset_peak, status_bytes
 from mesa_lm.discovery import TaskManager
-from mesa_lm.errors import MesaError
+from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.harness import MesaHFLM
 from mesa_lm.methods import make_method
 
 from .config import Sweep
-from .plan import Shard, task_manager
+from .plan import Shard, documents_digest, task_manager
 from .store import Store, quiet
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
@@ -49,8 +50,9 @@ class Worker:
         """Evaluate a shard and store its answers.
 
         Returns:
-            `status` "done", "oom" or "failed", `seconds`, and unless done `error`, and whether it is `final` because
-            another attempt cannot help. Nothing is raised: what went wrong is a result of the sweep.
+            `status` "done", "oom" or "failed", `seconds`, and unless done `error`, whether it is `final` because
+            another attempt cannot help, and `disk_full` if there is no room for answers. Nothing is raised: what went
+            wrong is a result of the sweep.
         """
         start = time.perf_counter()
         log = self.store.log_path(shard.key)
@@ -58,7 +60,6 @@ class Worker:
             with quiet(log):
                 payload = self._answers(shard)
             payload["seconds"] = time.perf_counter() - start
-            self.store.write_shard(shard.key, payload)
         except Exception as error:
             out_of_memory = _is_out_of_memory(error)
             with contextlib.suppress(OSError):
@@ -73,6 +74,15 @@ class Worker:
                 "error": text,
                 "seconds": time.perf_counter() - start,
             }
+        try:
+            self.store.write_shard(shard.key, payload)
+        except OSError as error:
+            return {
+                "status": "failed",
+                "disk_full": error.errno in (errno.ENOSPC, errno.EDQUOT),
+                "error": f"its answers cannot be stored: {error}",
+                "seconds": payload["seconds"],
+            }
         return {"status": "done", "seconds": payload["seconds"]}
 
     def _answers(self, shard: Shard) -> dict[str, Any]:
@@ -80,9 +90,16 @@ class Worker:
         lm = self._load(shard.method)
         task = self.sweep.tasks[shard.task]
         random.seed(self.sweep.seed)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         lm.truncated_samples = 0
+        manager = self._task_manager(shard.task)
+        leaf = manager.load([shard.leaf])["tasks"][shard.leaf]  # builds the documents, which is not to be measured
+        if documents_digest(leaf, shard.start, shard.stop) != shard.documents:
+            raise UsageError(
+                f"{shard.leaf} has other documents here than where the sweep was planned: it draws them at random "
+                "without a seed, or reads data that have changed"
+            )
+        _reset_peak()
+        start = time.perf_counter()
         results = simple_evaluate(
             model=lm,
             tasks=[shard.leaf],
@@ -92,8 +109,9 @@ class Worker:
             bootstrap_iters=0,
             log_samples=True,
             random_seed=self.sweep.seed,
-            task_manager=self._task_manager(shard.task),
+            task_manager=manager,
         )
+        evaluation_s = time.perf_counter() - start
         assert results is not None
         responses = {sample["doc_id"]: sample["resps"] for sample in results["samples"][shard.leaf]}
         tokenizer = lm.tokenizer
@@ -110,6 +128,7 @@ class Worker:
                 for name in (f"{kind}_token", f"{kind}_token_id")
             },
             "peak_bytes": _peak_bytes(),
+            "evaluation_s": evaluation_s,
         }
 
     def _task_manager(self, task: int) -> TaskManager:
@@ -142,8 +161,19 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _peak_bytes() -> int:
-    """Return the most memory in use so far: of the GPU since the shard began, else of the process."""
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # only Linux has it
+            reset_peak()
+
+
+def _peak_bytes() -> int | None:
+    """Return the most memory in use since `_reset_peak`, of the GPU or of the process; None where nobody says."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        return status_bytes("VmHWM")
+    except OSError:
+        return None

@@ -150,21 +150,30 @@ def _measure(request: Request) -> Memory | None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     if request.limit_bytes is not None:
-        most = _status("VmSize") + max(0, request.limit_bytes - _weight_bytes(model))
+        most = status_bytes("VmSize") + max(0, request.limit_bytes - _weight_bytes(model))
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
-    before = _status("VmRSS")
+    reset_peak()
+    before = status_bytes("VmRSS")
     try:
         cache = run_once(model, method, prompts, STEPS).cache
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise
         return None
-    return _told_apart(model, cache, _status("VmHWM") - before)
+    return _told_apart(model, cache, status_bytes("VmHWM") - before)
 
 
-def _status(field: str) -> int:
-    """Return a size in bytes from what Linux says about this process."""
+def reset_peak() -> None:
+    """Let Linux' peak of the resident set, VmHWM, begin anew from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def status_bytes(field: str) -> int:
+    """Return a size in bytes from what Linux says about this process.
+
+    Args:
+        field: Such as VmRSS, what is resident, or VmHWM, its peak.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 

@@ -25,6 +25,7 @@ COST_COLUMNS = (
     ("peak_bytes", "peak memory", "bytes"),
     ("decode_s", "per token", "seconds"),
     ("prefill_s", "prefill", "seconds"),
+    ("sample_s", "per sample", "seconds"),
 )
 ANSWERS = 3  # wrong answers shown per method
 ANSWER_LENGTH = 300  # characters of each

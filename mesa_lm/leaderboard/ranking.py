@@ -14,7 +14,7 @@ KEPT = 0.85  # share of its score within T above which a method counts as workin
 # The metric that ranks, of those a task has; else the first whose larger values are better.
 PREFERRED = ("acc", "exact_match", "score", "f1")
 LOSS = "nll"
-COSTS = ("peak_bytes", "decode_s", "prefill_s")
+COSTS = ("peak_bytes", "decode_s", "prefill_s", "sample_s")
 OUT_OF_MEMORY = "oom"  # 1 where a benchmark ran out of memory
 
 
@@ -36,8 +36,8 @@ class Entry:
         out_of_memory: Lengths at which a sweep ran out of memory.
         losses: The NLL per token by length, of a task that measures it; empty where none does.
         loss: Its mean over the lengths that all methods of the model have; None where none has it.
-        costs: Peak memory in bytes and times in seconds of a benchmark, at the longest length that it has of all
-            methods of the model; at the longest of this method where there is none.
+        costs: Peak memory in bytes and times in seconds of a benchmark, else of the sweep that ran the task, at the
+            longest length that it has of all methods of the model; at the longest of this method where there is none.
         cost_length: That length in tokens.
         cost_out_of_memory: Shortest length at which the benchmark ran out of memory.
         p_best: Probability of a difference to the first method that large by chance, over the samples of all lengths,
@@ -90,7 +90,7 @@ def rank(cells: Sequence[Cell]) -> list[Entry]:
         members = [cell for cell in members if cell.metric == metric]
         lengths = {cell.length for cell in members}
         of_model = [cell for cell in cells if cell.model == members[0].model]
-        losses, costs = _first_task(of_model, [LOSS]), _first_task(of_model, [*COSTS, OUT_OF_MEMORY])
+        losses, costs = _first_task(of_model, [LOSS]), _costs(of_model, members[0].task)
         entries = [
             _entry([cell for cell in members if cell.method == method], lengths, losses, costs)
             for method in dict.fromkeys(cell.method for cell in members)
@@ -225,6 +225,14 @@ def _first_task(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Cell]:
     chosen = [cell for cell in cells if cell.metric in metrics]
     first = min((cell.task for cell in chosen), default=None)
     return [cell for cell in chosen if cell.task == first]
+
+
+def _costs(cells: Sequence[Cell], task: str) -> list[Cell]:
+    """Return the costs to show for a task: of a benchmark, else what the sweep that ran it measured."""
+    of_sweeps = {cell.task for cell in cells if cell.metric == "sample_s"}
+    bench = [cell for cell in cells if cell.task not in of_sweeps]
+    own = [cell for cell in cells if cell.task == task]
+    return _first_task(bench, [*COSTS, OUT_OF_MEMORY]) or _first_task(own, COSTS)
 
 
 def _shared_lengths(cells: Sequence[Cell]) -> set[int]:

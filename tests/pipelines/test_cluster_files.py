@@ -4,12 +4,26 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from typer.main import get_command
 
 from mesa_lm import cli
+
+# Fields and types of KubeRay's API ray.io/v1: rayjob_types.go, raycluster_types.go of github.com/ray-project/kuberay.
+# Pods are Kubernetes' own. The API server refuses other types and drops unknown fields silently.
+POD = dict[str, Any]
+WORKERS = {"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}
+WORKERS |= {"numOfHosts": int, "rayStartParams": dict[str, str], "template": POD}
+HEAD = {"serviceType": str, "enableIngress": bool, "rayStartParams": dict[str, str], "template": POD}
+CLUSTER = {"rayVersion": str, "enableInTreeAutoscaling": bool, "suspend": bool}
+CLUSTER |= {"headGroupSpec": HEAD, "workerGroupSpecs": [WORKERS]}
+JOB = {"entrypoint": str, "runtimeEnvYAML": str, "backoffLimit": int, "activeDeadlineSeconds": int, "suspend": bool}
+JOB |= {"submissionMode": str, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int}
+JOB |= {"rayClusterSpec": CLUSTER, "submitterPodTemplate": POD, "clusterSelector": dict[str, str]}
 
 FOLDER = Path(cli.__file__).parents[1] / "pipelines" / "cluster"
 
@@ -34,6 +48,29 @@ def test_the_nightly_job_of_kubernetes():
     assert documents["Role"]["rules"] == [
         {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}
     ]
+
+
+def check_fields(found, allowed, where):
+    if isinstance(allowed, list):
+        for i, item in enumerate(found):
+            check_fields(item, allowed[0], f"{where}[{i}]")
+    elif isinstance(allowed, dict):
+        assert found.keys() <= allowed.keys(), where
+        for name, value in found.items():
+            check_fields(value, allowed[name], f"{where}.{name}")
+    else:
+        TypeAdapter(allowed).validate_python(found, strict=True)
+
+
+def test_the_ray_job_has_the_fields_of_kuberays_api():
+    documents = {d["kind"]: d for d in yaml.safe_load_all((FOLDER / "kuberay.yaml").read_text())}
+    job = yaml.safe_load(documents["ConfigMap"]["data"]["rayjob.yaml"])
+    check_fields(job["spec"], JOB, "spec")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert {"rayStartParams", "template"} <= cluster["headGroupSpec"].keys()
+    for group in cluster["workerGroupSpecs"]:
+        assert {"groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"} <= group.keys()
+    assert job["spec"]["shutdownAfterJobFinishes"]  # ttlSecondsAfterFinished has no effect without
 
 
 def test_the_slurm_script_is_bash():

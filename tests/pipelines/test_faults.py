@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 ray = pytest.importorskip("ray")
@@ -55,9 +56,13 @@ class FakeWorker:
             time.sleep(600)
         if what in ("failed", "oom"):
             return {"status": what, "error": f"{what} on purpose", "seconds": 0.0}
-        if what == "full disk":
-            return {"status": "failed", "error": "OSError: [Errno 28] No space left on device", "seconds": 0.0}
+        eaten = []
+        while what == "eat":
+            eaten.append(b"x" * 2**27)
+            assert len(eaten) < 64, "nobody minds"
+            time.sleep(0.05)
         about = {"leaf": shard.leaf, "batch_sizes": [], "eot_token_id": 1, "max_length": 99, "peak_bytes": 1}
+        about["evaluation_s"] = 0.1
         about |= {"model_info": {"mesa_lm": {"truncated_samples": 0}}, "seconds": 0.1}
         about["tokenizer"] = dict.fromkeys(("pad_token", "eos_token", "bos_token"), "x")
         about["tokenizer"] |= dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id"), 0)
@@ -135,7 +140,7 @@ def test_out_of_memory_is_a_result_and_longer_inputs_are_skipped(sweep, local_ra
 
 def test_damaged_shard_files_run_again(sweep, local_ray, caplog):
     done = run.run(sweep, factory=FakeWorker).done
-    first, second, *_ = sorted((sweep.out / "shards").glob("*.json"))
+    first, second, *_ = sorted((sweep.out / "shards").glob("*.jsonl"))
     first.write_text(first.read_text()[:-20])
     second.write_text(second.read_text().replace('"1"', '"2"', 1))
     outcome = run.run(sweep, factory=FakeWorker)
@@ -144,15 +149,60 @@ def test_damaged_shard_files_run_again(sweep, local_ray, caplog):
     assert f"{first} is damaged; the shard runs again" in caplog.text
 
 
-def test_a_full_disk_fails_the_shard_and_leaves_nothing_behind(sweep, local_ray, monkeypatch):
-    order(sweep, 0, "passkey_long_80", 0, "full disk")
-    outcome = run.run(sweep, factory=FakeWorker)
-    (error,) = outcome.failed.values()
-    assert "No space left on device" in error
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        store.Store(sweep.out).write_shard("abc", {})
-    assert not list((sweep.out / "shards").glob("*abc*"))
+def mounted(*arguments):
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not mounted("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)):
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("room", ["8k", "32k", "120k"])  # for no shard, some shards, all shards but not their results
+def test_a_full_disk_loses_nothing_and_stops_the_sweep(sweep, local_ray, small_disk, room):
+    sweep = sweep.model_copy(update={"out": small_disk / "out"})
+    assert mounted("-o", f"remount,size={room}", str(small_disk))
+    outcome = run.run(sweep)  # the workers that evaluate, with the demo model
+    shards = plan.plan(sweep)
+    files = {path.stem for path in (sweep.out / "shards").glob("*.jsonl")}
+    assert outcome.done == len(files) == len(shards) - len(outcome.failed)
+    assert {shard.key for shard in outcome.failed}.isdisjoint(files)
+    errors = list(outcome.failed.values())
+    assert all("No space left on device" in error or error.startswith("not run: ") for error in errors)
+    assert (room == "120k") == (not errors)
+    assert outcome.results == [] and outcome.unwritten
+    assert not [path for path in sweep.out.rglob(".*") if not path.name.startswith(".nfs")]
+
+    assert mounted("-o", "remount,size=4m", str(small_disk))
+    again = run.run(sweep)
+    assert (again.done, again.reused, again.failed, again.unwritten) == (len(shards), len(files), {}, {})
+    assert len(again.results) == 2 and json.loads((sweep.out / "summary.json").read_text())["done"] == len(shards)
+
+
+def test_a_worker_that_ray_ends_for_want_of_memory_is_out_of_memory_in_the_end(sweep, monkeypatch):
+    used = psutil.virtual_memory().percent / 100
+    room = 1.5 * 2**30 / psutil.virtual_memory().total
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + room:.4f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    order(sweep, 0, "passkey_long_80", 0, "eat")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=40)
+    try:
+        outcome = run.run(sweep, factory=FakeWorker)
+    finally:
+        ray.shutdown()
+    shards = plan.plan(sweep)
+    eater = next(s for s in shards if (s.method, s.leaf, s.start) == (0, "passkey_long_80", 0))
+    assert outcome.failed == {} and eater in outcome.out_of_memory
+    assert ran(sweep)[eater.key] == sweep.max_attempts
+    assert json.loads((sweep.out / "failures" / f"{eater.key}.json").read_text())["status"] == "oom"
+    # What is as long or longer is skipped, as after any other lack of memory; the other method goes on.
+    assert outcome.done == len(shards) - len(outcome.out_of_memory)
+    assert {s.method for s in outcome.out_of_memory} == {0}
 
 
 def test_a_removed_node_takes_nothing_with_it(sweep):
@@ -226,7 +276,7 @@ def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path)
         order(sweep, 0, "passkey_long_130", start, "slow")
     first = driver(tmp_path)
     shards = sweep.out / "shards"
-    while len(list(shards.glob("*.json"))) < 2:
+    while len(list(shards.glob("*.jsonl"))) < 2:
         assert first.poll() is None
         time.sleep(0.1)
     with pytest.raises(UsageError, match="another sweep is writing here"):
@@ -234,7 +284,7 @@ def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path)
     first.kill()
     first.wait()
     time.sleep(3)  # its workers notice
-    finished = {path.stem for path in shards.glob("*.json")}
+    finished = {path.stem for path in shards.glob("*.jsonl")}
     before = ran(sweep)
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)

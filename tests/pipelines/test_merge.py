@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("filelock")
 from mesa_lm.cli import pipelines_module
 from mesa_lm.demo import MODEL_PATH
+from mesa_lm.leaderboard.ranking import COSTS, rank
+from mesa_lm.results import read
 
 config, merge, plan, store, worker = map(pipelines_module, ("config", "merge", "plan", "store", "worker"))
 
@@ -82,3 +84,79 @@ def test_merged_shards_are_a_single_run(merged, tmp_path, method, task, argument
     for left, right in zip(samples, others, strict=True):
         assert left.name.rsplit("_", 1)[0] == right.name.rsplit("_", 1)[0]
         assert [json.loads(line) for line in left.open()] == [json.loads(line) for line in right.open()]
+
+
+def test_what_the_workers_measured_is_on_the_leaderboard(merged):
+    folder = merged[0, 0].parents[3]  # the sweep's own: shards and plan are no results
+    cells = [cell for cell in read([folder]) if cell.task == "passkey_long"]
+    costs = {(cell.method, cell.length, cell.metric): cell.value for cell in cells if cell.metric in COSTS}
+    assert {length for _, length, _ in costs} == {140, 210} and {name for *_, name in costs} == {
+        "sample_s",
+        "peak_bytes",
+    }
+    assert all(value > 2**26 if name == "peak_bytes" else 0 < value < 60 for (*_, name), value in costs.items())
+    for entry in rank(cells):
+        assert entry.costs == {name: costs[entry.method, 210, name] for name in ("sample_s", "peak_bytes")}
+
+
+CHOICES_UTILS = """
+import random
+from datasets import Dataset
+
+def dataset(**arguments):
+    def words(count):
+        return " ".join(random.choice(["grass", "sky", "green", "blue", "sun", "and"]) for _ in range(count))
+
+    return {"test": Dataset.from_list([
+        {"text": words(700), "choices": [words(1), words(2), words(4)], "gold": i % 3} for i in range(4)
+    ])}
+"""
+CHOICES_TASK = """
+task: drawn_choices
+custom_dataset: !function utils.dataset
+test_split: test
+output_type: multiple_choice
+doc_to_text: text
+doc_to_choice: choices
+doc_to_target: gold
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+CHOICES_SWEEP = """
+name: test
+out: OUT
+include_path: TASKS
+models: [{pretrained: MODEL}]
+methods: [rerope]
+tasks: [drawn_choices]
+shard_tokens: 2000
+"""
+
+
+def test_choices_of_a_task_of_the_users_own_are_a_single_run(tmp_path):
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "utils.py").write_text(CHOICES_UTILS)
+    (tasks / "choices.yaml").write_text(CHOICES_TASK)
+    path = tmp_path / "sweep.yaml"
+    places = {"OUT": tmp_path / "out", "TASKS": tasks, "MODEL": MODEL_PATH}
+    text = CHOICES_SWEEP
+    for name, place in places.items():
+        text = text.replace(name, str(place))
+    path.write_text(text)
+    sweep = config.load(path)
+    shards = plan.plan(sweep)
+    assert len(shards) > 1
+    for shard in shards:  # each in a process of its own, as far as random numbers go
+        plan._task_manager.cache_clear()
+        assert worker.Worker(sweep, 0).run(shard)["status"] == "done"
+    ours = merge.merge(sweep, shards, store.Store(sweep.out))
+    command = [sys.executable, "-m", "lm_eval", "--model", "mesa-hf", "--tasks", "drawn_choices", "--log_samples"]
+    command += ["--include_path", str(tasks), "--output_path", str(tmp_path / "single")]
+    command += ["--model_args", f"pretrained={MODEL_PATH},method=rerope"]
+    subprocess.run(command, check=True, capture_output=True)
+    (theirs,) = (tmp_path / "single").rglob("results_*.json")
+    found, expected = (json.loads(file.read_text()) for file in (ours, theirs))
+    for key in set(expected) - OWN:
+        assert found[key] == expected[key], key
+    samples, others = (next(file.parent.glob("samples_*.jsonl")).read_text() for file in (ours, theirs))
+    assert [json.loads(line) for line in samples.splitlines()] == [json.loads(line) for line in others.splitlines()]
