@@ -1,6 +1,7 @@
 """Shards, merged, are a single run of lm-eval: every metric, standard error, sample and field."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ tasks:
 lengths: [140, 210]
 shard_tokens: 300
 """
+# As a worker has it: with another number of threads sums are added up in another order.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # Where and when, which no two runs share; the single run is given a path to write to, and no seed.
 OWN = {"date", "total_evaluation_time_seconds", "sweep", "pretty_env_info", "git_hash", "upper_git_hash"}
 
@@ -58,7 +61,7 @@ def single(folder: Path, method: str, task: str, *options: str) -> Path:
     command = [sys.executable, "-m", "lm_eval", "--model", "mesa-hf", "--tasks", task]
     command += ["--model_args", f"pretrained={MODEL_PATH},{method}"]
     command += ["--metadata", metadata, "--output_path", str(folder), "--log_samples", *options]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | ONE_THREAD)
     (path,) = folder.rglob("results_*.json")
     return path
 
@@ -153,7 +156,7 @@ def test_choices_of_a_task_of_the_users_own_are_a_single_run(tmp_path):
     command = [sys.executable, "-m", "lm_eval", "--model", "mesa-hf", "--tasks", "drawn_choices", "--log_samples"]
     command += ["--include_path", str(tasks), "--output_path", str(tmp_path / "single")]
     command += ["--model_args", f"pretrained={MODEL_PATH},method=rerope"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | ONE_THREAD)
     (theirs,) = (tmp_path / "single").rglob("results_*.json")
     found, expected = (json.loads(file.read_text()) for file in (ours, theirs))
     for key in set(expected) - OWN:
