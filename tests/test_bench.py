@@ -223,7 +223,7 @@ def test_the_share_of_the_model_is_measured():
     )
     spent = json.loads(found.stdout.splitlines()[-1])
     assert 0 < spent["model_s"] < spent["evaluation_s"] < spent["total_s"]
-    assert spent["share_of_evaluation"] == pytest.approx(spent["model_s"] / spent["evaluation_s"], abs=0.02)
+    assert 0 < spent["share_of_total"] < spent["share_of_evaluation"] < 1
 
 
 @pytest.mark.parametrize("method", ["mesa", "rerope"])
