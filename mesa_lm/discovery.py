@@ -13,6 +13,7 @@ Each length is a task `<group>_<label>`, labelled `4k` for multiples of 1024 and
 be asked for by name, with either label. The task's `custom_dataset` function is given it as `length=`.
 """
 
+import random
 import re
 import sys
 from collections import defaultdict
@@ -132,7 +133,11 @@ class _Factory(TaskFactory):
     def _load_full_config(self, entry: Entry, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
         if isinstance(entry, _LengthEntry):
             overrides = entry.added | (overrides or {})
+        # This imports the task's modules. Some draw random numbers as they are imported (rich does), and the documents
+        # that a task then draws, as RULER's do, would depend on what the process had imported before.
+        state = random.getstate()
         config: dict[str, Any] = super()._load_full_config(entry, overrides)
+        random.setstate(state)
         group, length = split_length_name(entry.name)
         if "lengths" in config["metadata"] and "lengths" not in self._meta and length in self.asked.get(group, ()):
             config["metadata"]["lengths"] = self.asked[group]

@@ -1,6 +1,7 @@
 """The task manager on this project's tasks and on made-up length groups."""
 
 import logging
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_the_users_tasks_take_precedence(folder: Path) -> None:
     tasks = manager(folder)
     assert tasks.include_path == folder
     assert tasks.load("passkey_long")["group_map"] == {"passkey_long": ["plain"]}
+
+
+def test_imports_of_a_task_take_no_random_numbers_from_its_documents(folder: Path) -> None:
+    text = (folder / "utils.py").read_text().replace('"la " * words', "str(random.random())")
+    (folder / "utils.py").write_text(f"import random\nrandom.random()\n{text}")
+    drawn = []
+    for _ in range(2):  # the second time the module is there already
+        random.seed(7)
+        drawn.append(manager(folder).load("plain")["tasks"]["plain"].dataset["test"][0]["text"])
+    random.seed(7)
+    assert drawn == [str(random.random())] * 2
 
 
 def test_group_runs_each_length_once_in_ascending_order(folder: Path) -> None:
