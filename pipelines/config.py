@@ -240,7 +240,7 @@ def _explained(error: Any) -> str:
         name = str(error["loc"][-1])
         near = get_close_matches(name, [str(key) for key in error["input"]], n=1)
         return f"  {place} is missing" + (f"; did you mean {name!r} where there is {near[0]!r}?" if near else "")
-    return f"  {place}: {error['msg']}, found {error['input']!r}"
+    return f"  {place}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"
 
 
 SECTIONS: dict[str, type[_Section]] = {

@@ -173,3 +173,10 @@ def test_a_worker_refuses_documents_that_were_not_planned(tmp_path):
     report = worker.Worker(sweep, 0).run(replace(shard, documents="others"))
     assert (report["status"], report["final"]) == ("failed", True)
     assert "passkey_long_80 has other documents here than where the sweep was planned" in report["error"]
+
+
+def test_a_folder_of_tasks_that_is_not_there_is_refused(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"{{name: a, out: {tmp_path}, methods: [mesa], tasks: [mine], include_path: {tmp_path}/none}}")
+    with pytest.raises(UsageError, match="include_path: there is no such folder, found '.*/none'"):
+        config.load(path)
