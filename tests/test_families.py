@@ -20,6 +20,7 @@ from mesa_lm.cli import app
 from mesa_lm.errors import ModelError
 from mesa_lm.families import markdown, table
 from mesa_lm.passes import SlidingWindow
+from mesa_lm.shared_context import continuation_logits
 
 PROMPT, NEW = 61, 3
 # float32 passes against float64; logits are of the order of 5.
@@ -320,3 +321,20 @@ def test_the_command_prints_the_table():
 def test_stale_dynamic_ntk_is_refused_where_cached_keys_follow_the_length():
     with pytest.raises(ModelError, match="cached_keys=stale is not supported on rope_type 'dynamic'"):
         mesa_lm.extrapolate(tiny("llama-dynamic"), "dynamic_ntk", cached_keys="stale")
+
+
+@pytest.mark.parametrize(("variant", "method"), CELLS)
+def test_continuations_share_a_prefill_only_where_they_may(variant, method):
+    """What `keeps_beginnings` allows gives the logits of passes of their own."""
+    model = tiny(variant)
+    with mesa_lm.extrapolate(model, method, **OPTIONS[method]) as handle, torch.no_grad():
+        if not handle.keeps_beginnings:
+            assert method in ("mesa", "dynamic_ntk") or not handle._layers.share_chunks
+            return
+        context = random_ids(PROMPT, seed=3).tolist()
+        continuations = [[7, 11, 13], [5], [7, 11, 13, 17, 19]]
+        shared = list(continuation_logits(model, context, continuations, torch.device("cpu")))
+        for continuation, logits in zip(continuations, shared, strict=True):
+            row = torch.tensor([[*context, *continuation[:-1]]])
+            own = model(row, use_cache=False).logits[0, -len(continuation) :]
+            torch.testing.assert_close(logits, own, atol=TOLERANCE, rtol=0)
