@@ -14,8 +14,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
+from mesa_lm.errors import UsageError
+
 # exp() of more cannot be squared in a float, which standard errors need; text without spaces gets there.
 MAX_WORD_NLL = 300.0
+# By which, of its amount, the log-likelihood of a text may differ between two requests.
+ROUNDING = 1e-3
 
 
 class LongPpl(ConfigurableTask):  # type: ignore[misc]  # lm-eval publishes no types
@@ -67,6 +71,9 @@ def measures(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict
     Args:
         doc: The sample.
         results: Log-likelihood in nats and greediness of each request.
+
+    Raises:
+        UsageError: The log-likelihoods contradict each other.
     """
     *rests, tail = [-log_likelihood for log_likelihood, _ in results]
     scored = doc["text"][doc["starts"][0] :]
@@ -80,6 +87,11 @@ def measures(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict
     }
     stretches = zip(_names(doc["edges"]), pairwise([*rests, 0.0]), pairwise(counts), strict=True)
     for name, (rest, later), (start, end) in stretches:
+        if rest - later < -ROUNDING * max(1.0, later):
+            raise UsageError(
+                f"long_ppl: {name} is negative, {(rest - later) / (end - start):.3f}: the model finds a part of an "
+                "input less likely than the whole. lm-eval's `hf` confuses requests of one text; give it logits_cache=False"
+            )
         found[name] = (rest - later) / (end - start)
     return found
 

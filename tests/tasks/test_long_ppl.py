@@ -322,6 +322,13 @@ def test_scores() -> None:
     }
 
 
+def test_scores_that_contradict_each_other_are_no_result() -> None:
+    doc = {"text": "ab cd ef gh", "starts": [2, 5], "counts": [3, 7, 12], "edges": [0, 256, 500], "tail_tokens": 4}
+    task.measures(doc, [(-18.0, False), (-18.01, False), (-6.0, False)])  # rounding
+    with pytest.raises(UsageError, match="nll_0_256 is negative, -0.500: .* give it logits_cache=False"):
+        task.measures(doc, [(-18.0, False), (-20.0, False), (-6.0, False)])
+
+
 def token_nll(model: torch.nn.Module, text: str) -> torch.Tensor:
     """The NLL of each token after the first, by transformers alone."""
     tokens = torch.tensor([TOKENIZER(text)["input_ids"]])
