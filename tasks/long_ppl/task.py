@@ -90,7 +90,8 @@ def measures(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict
         if rest - later < -ROUNDING * max(1.0, later):
             raise UsageError(
                 f"long_ppl: {name} is negative, {(rest - later) / (end - start):.3f}: the model finds a part of an "
-                "input less likely than the whole. lm-eval's `hf` confuses requests of one text; give it logits_cache=False"
+                "input less likely than the whole. lm-eval's `hf` confuses requests of one text; "
+                "give it logits_cache=False"
             )
         found[name] = (rest - later) / (end - start)
     return found
