@@ -16,12 +16,10 @@ from mesa_lm.errors import UsageError, unknown_name
 logger = logging.getLogger(__name__)
 
 DEMO_NAME = "demo"
+DEPTH = re.compile(r"(.+)_depth_([0-9.]+)")  # a metric of the samples at one depth, percent
 Z_95 = 1.959964  # 97.5% quantile of the standard normal distribution
 # The arguments that name a model in lm-eval's backends; an adapter names it better than its base.
 NAME_ARGUMENTS = ("peft", "delta", "pretrained", "model", "path", "engine")
-
-
-DEPTH = re.compile(r"(.+)_depth_([0-9.]+)")  # a metric of the samples at one depth, percent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,13 +49,14 @@ def sweep(
         f"{outcome.done} shards done, {outcome.reused} of them by an earlier run; {len(outcome.failed)} failed, "
         f"{len(outcome.out_of_memory)} out of memory"
     )
-    alike = Counter(outcome.failed.values())
-    for error, count in alike.items():
-        first = [shard for shard, found in outcome.failed.items() if found == error][:SHOWN_ALIKE]
-        for shard in first:
+    alike: dict[str, list[Shard]] = {}
+    for shard, error in outcome.failed.items():
+        alike.setdefault(error, []).append(shard)
+    for error, failed in alike.items():
+        for shard in failed[:SHOWN_ALIKE]:
             print(f"failed: {_named(configuration, shard)}: {error} (log: logs/{shard.key}.log)", file=sys.stderr)
-        if count > len(first):
-            print(f"failed: {count - len(first)} more shards: {error}", file=sys.stderr)
+        if len(failed) > SHOWN_ALIKE:
+            print(f"failed: {len(failed) - SHOWN_ALIKE} more shards: {error}", file=sys.stderr)
     for what, error in outcome.unwritten.items():
         print(f"not written: {what}: {error}; the shards are kept, run the sweep again", file=sys.stderr)
     for result in outcome.results:

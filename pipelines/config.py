@@ -124,13 +124,6 @@ class Sweep(_Section):
     workers: Workers = Workers()
     wandb: Tracking | None = None
 
-    @field_validator("include_path")
-    @classmethod
-    def _is_a_folder(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.expanduser().is_dir():
-            raise ValueError("there is no such folder")
-        return path and path.expanduser()
-
     @field_validator("methods", mode="before")
     @classmethod
     def _names_are_methods(cls, methods: Any) -> Any:

@@ -78,6 +78,8 @@ def plan(sweep: Sweep) -> list[Shard]:
     Raises:
         MesaError: A task or an option is unknown or wrong.
     """
+    if sweep.include_path is not None and not sweep.include_path.expanduser().is_dir():
+        raise UsageError(f"include_path: there is no folder {str(sweep.include_path)!r}")
     _task_manager.cache_clear()  # data may have changed since an earlier plan
     shards: list[Shard] = []
     for place, model in enumerate(sweep.models):
@@ -136,8 +138,9 @@ def task_manager(sweep: Sweep, model: Model, task: Task) -> TaskManager:
 
     Always the same one, so that the documents are, too. They do not depend on the method.
     """
-    metadata = {**model.arguments, **sweep.metadata(task)}
-    return _task_manager(task.task, sweep.seed, sweep.include_path, json.dumps(metadata, sort_keys=True))
+    metadata = json.dumps({**model.arguments, **sweep.metadata(task)}, sort_keys=True, default=str)
+    folder = sweep.include_path and sweep.include_path.expanduser()
+    return _task_manager(task.task, sweep.seed, folder, metadata)
 
 
 @cache

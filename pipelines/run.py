@@ -71,6 +71,8 @@ def run(sweep: Sweep, address: str | None = None, factory: Callable[..., Any] = 
     Raises:
         MesaError: The sweep is wrong, or its folder is in use.
     """
+    # Workers of a cluster start in folders of their own.
+    sweep = sweep.model_copy(update={"out": sweep.out.expanduser().absolute()})
     store = Store(sweep.out)
     with store.locked():
         with quiet(store.log_path("plan")):
@@ -82,6 +84,7 @@ def run(sweep: Sweep, address: str | None = None, factory: Callable[..., Any] = 
         if missing:
             with cluster(address):
                 Driver(sweep, store, outcome, factory).work(missing, total=len(shards))
+            _check_stored(missing, store, outcome)
         with quiet(store.log_path("merge")):
             for _, group in groupby(sorted(shards, key=_entry), key=_entry):
                 _merge(sweep, list(group), store, outcome)
@@ -90,6 +93,15 @@ def run(sweep: Sweep, address: str | None = None, factory: Callable[..., Any] = 
         except UsageError as error:
             outcome.unwritten["summary"] = str(error)
         return outcome
+
+
+def _check_stored(shards: Sequence[Shard], store: Store, outcome: Outcome) -> None:
+    """Count shards as failed whose answers a worker has stored where nobody here finds them."""
+    for shard in shards:
+        known = shard in outcome.failed or shard in outcome.out_of_memory
+        if not known and store.read_shard(shard.key) is None:
+            outcome.done -= 1
+            outcome.failed[shard] = f"its answers are not in {store.folder}, which every node must share"
 
 
 def _merge(sweep: Sweep, shards: Sequence[Shard], store: Store, outcome: Outcome) -> None:
@@ -184,7 +196,7 @@ class Driver:
             self._drop(idle[0])
         workers = self.sweep.workers
         remote = ray.remote(num_gpus=workers.gpus, num_cpus=workers.cpus, max_restarts=0)(self.factory)
-        slot = _Slot(actor=remote.remote(self.sweep, model), model=model)
+        slot = _Slot(actor=remote.remote(self.sweep, model, Path.cwd()), model=model)
         self.slots.append(slot)
         return slot
 

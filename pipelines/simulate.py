@@ -21,7 +21,7 @@ CPUS = 0.01  # of a worker, so that many fit any machine
 class FakeWorker:
     """Store a few answers per shard, as a worker does, without a model."""
 
-    def __init__(self, sweep: Sweep, model: int) -> None:
+    def __init__(self, sweep: Sweep, model: int, cwd: Path) -> None:
         self.store = Store(sweep.out)
 
     def run(self, shard: Shard) -> dict[str, Any]:

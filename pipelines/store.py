@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from lm_eval.utils import handle_non_serializable
@@ -169,32 +169,29 @@ def quiet(log: Path) -> Iterator[None]:
         printed.close()
 
 
-class _Printed(io.TextIOBase):
+class _Printed(io.TextIOWrapper):
     """A file to append to, which loses what cannot be written instead of failing whoever prints."""
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[str] | None = None
-        with contextlib.suppress(OSError):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+            file = path.open("ab")
+        except OSError:
+            file = Path(os.devnull).open("ab")  # noqa: SIM115  # `close` closes it
+        super().__init__(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
     def write(self, text: str) -> int:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.write(text)
+        with contextlib.suppress(OSError):
+            super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.flush()
+        with contextlib.suppress(OSError):
+            super().flush()
 
     def close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()
-        super().close()
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -9,13 +9,13 @@ import os
 import random
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval import simple_evaluate
 
 from mesa_lm.bench.memory import reset_peak, status_bytes
-from mesa_lm.discovery import TaskManager
 from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.harness import MesaHFLM
 from mesa_lm.methods import make_method
@@ -30,18 +30,20 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 class Worker:
     """Evaluates shards of one model of a sweep."""
 
-    def __init__(self, sweep: Sweep, model: int) -> None:
+    def __init__(self, sweep: Sweep, model: int, cwd: Path | None = None) -> None:
         """Prepare; the model is loaded with the first shard, so that its failure is that shard's.
 
         Args:
             sweep: The sweep.
             model: Place of the model in it.
+            cwd: The driver's working folder, for the sweep's relative paths; where it is missing, they mean nothing.
         """
+        if cwd is not None and cwd.is_dir():
+            os.chdir(cwd)
         self.sweep, self.model = sweep, sweep.models[model]
         self.store = Store(sweep.out)
         self._lm: MesaHFLM | None = None
         self._method: int | None = None
-        self._managers: dict[int, TaskManager] = {}
         torch.set_num_threads(sweep.workers.threads)
         if not sweep.workers.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide the GPUs from a worker that asked for none
@@ -91,8 +93,10 @@ class Worker:
         task = self.sweep.tasks[shard.task]
         random.seed(self.sweep.seed)
         lm.truncated_samples = 0
-        manager = self._task_manager(shard.task)
-        leaf = manager.load([shard.leaf])["tasks"][shard.leaf]  # builds the documents, which is not to be measured
+        manager = task_manager(self.sweep, self.model, task)
+        leaf = manager.load([shard.leaf])["tasks"].get(shard.leaf)  # builds the documents, which is not to be measured
+        if leaf is None:
+            raise UsageError(f"this node knows no task {shard.leaf!r}; include_path must be on every node")
         if documents_digest(leaf, shard.start, shard.stop) != shard.documents:
             raise UsageError(
                 f"{shard.leaf} has other documents here than where the sweep was planned: it draws them at random "
@@ -130,11 +134,6 @@ class Worker:
             "peak_bytes": _peak_bytes(),
             "evaluation_s": evaluation_s,
         }
-
-    def _task_manager(self, task: int) -> TaskManager:
-        if task not in self._managers:
-            self._managers[task] = task_manager(self.sweep, self.model, self.sweep.tasks[task])
-        return self._managers[task]
 
     def _load(self, method: int) -> MesaHFLM:
         """Return the model under a method; only the first call loads it."""

@@ -10,7 +10,6 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mesa_lm import harness, scoring
-from mesa_lm.batching import largest_batch
 from mesa_lm.errors import MesaError, MethodError, ModelError
 from mesa_lm.harness import HF_KEYWORDS, MesaHFLM
 from mesa_lm.logits import SOFTMAX_BLOCK, continuation_score
@@ -190,27 +189,6 @@ def test_continuation_score_goes_by_blocks(dtype):
     assert score == pytest.approx(float(log_probs.max(-1).values.sum()), rel=1e-6)
     continuation[SOFTMAX_BLOCK + 1] = int(logits[SOFTMAX_BLOCK + 1].argmin())
     assert not continuation_score(logits, continuation, dtype)[1]
-
-
-@pytest.mark.parametrize(("fitting", "found", "tried"), [(99, 23, [23]), (6, 5, [23, 11, 5]), (0, 1, [23, 11, 5, 2])])
-def test_largest_batch_halves_until_it_fits(fitting, found, tried):
-    attempts = []
-
-    def attempt(rows):
-        attempts.append(rows)
-        if rows > fitting:
-            raise RuntimeError("CUDA out of memory.")
-
-    assert largest_batch(attempt, 23) == found
-    assert attempts == tried
-
-
-def test_largest_batch_passes_other_errors_on():
-    def attempt(rows):
-        raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        largest_batch(attempt, 2)
 
 
 def test_auto_batch_size_tries_the_longest_request_and_no_longer_one(model_path, monkeypatch):

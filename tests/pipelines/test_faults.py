@@ -37,7 +37,7 @@ max_attempts: 2
 class FakeWorker:
     """Answers without a model; what happens to a shard is told by a file named after its leaf and first sample."""
 
-    def __init__(self, sweep, model):
+    def __init__(self, sweep, model, cwd):
         self.sweep = sweep
         self.store = store.Store(sweep.out)
 
@@ -294,3 +294,37 @@ def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path)
         ray.shutdown()
     assert outcome.done == len(plan.plan(sweep)) and outcome.reused == len(finished) > 1
     assert all(ran(sweep)[key] == before[key] for key in finished)
+
+
+class ElsewhereWorker(FakeWorker):
+    """Stores its answers on a disk of its own, as a node without the shared one does."""
+
+    def __init__(self, sweep, model, cwd):
+        super().__init__(sweep, model, cwd)
+        self.store = store.Store(sweep.out.with_name("elsewhere"))
+
+
+def test_answers_that_nobody_here_finds_are_failures(sweep, local_ray):
+    outcome = run.run(sweep, factory=ElsewhereWorker)
+    assert (outcome.done, outcome.results, len(outcome.failed)) == (0, [], len(plan.plan(sweep)))
+    assert set(outcome.failed.values()) == {f"its answers are not in {sweep.out}, which every node must share"}
+
+
+def test_relative_paths_are_the_drivers_on_a_cluster_started_elsewhere(tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "started").mkdir()
+    monkeypatch.chdir(tmp_path / "started")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    Path("model").symlink_to(MODEL_PATH)
+    Path("sweep.yaml").write_text(SWEEP.replace("OUT", "out").replace("MODEL", "./model"))
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
+    try:
+        outcome = run.run(config.load(Path("sweep.yaml")))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert outcome.failed == {} and len(outcome.results) == 2
+    assert all(path.is_relative_to(tmp_path / "project" / "out") for path in outcome.results)
