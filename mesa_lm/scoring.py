@@ -239,8 +239,10 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             Log-likelihood and whether greedy decoding gives the continuation, in the order of the requests.
 
         Raises:
-            UsageError: A continuation is longer than `max_length`.
+            UsageError: A continuation is longer than `max_length`, or empty.
         """
+        if not all(continuation for _, _, continuation in requests):
+            raise UsageError("a continuation to be scored has no tokens; the task has an empty choice or answer")
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:
             raise UsageError(

@@ -10,9 +10,8 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mesa_lm import harness, scoring
-from mesa_lm.errors import MesaError, MethodError, ModelError
+from mesa_lm.errors import MesaError, MethodError, ModelError, UsageError
 from mesa_lm.harness import HF_KEYWORDS, MesaHFLM
-from mesa_lm.logits import SOFTMAX_BLOCK, continuation_score
 from mesa_lm.methods import make_method
 from mesa_lm.model_args import checked_source, split_model_args
 
@@ -176,19 +175,6 @@ def test_only_the_scored_positions_have_logits(model_path, monkeypatch):
 
 def sorted_by_length(asked):
     return sorted(asked, key=lambda pair: -len("".join(pair).split()))
-
-
-@pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_continuation_score_goes_by_blocks(dtype):
-    torch.manual_seed(3)
-    logits = torch.randn(2 * SOFTMAX_BLOCK + 17, 13)
-    continuation = logits.argmax(-1).tolist()
-    log_probs = logits.log_softmax(-1, dtype=dtype)
-    score, greedy = continuation_score(logits, continuation, dtype)
-    assert greedy
-    assert score == pytest.approx(float(log_probs.max(-1).values.sum()), rel=1e-6)
-    continuation[SOFTMAX_BLOCK + 1] = int(logits[SOFTMAX_BLOCK + 1].argmin())
-    assert not continuation_score(logits, continuation, dtype)[1]
 
 
 def test_auto_batch_size_tries_the_longest_request_and_no_longer_one(model_path, monkeypatch):
@@ -397,3 +383,11 @@ def test_progress_moves_within_a_long_prompt(model_path, monkeypatch, capsys):
 def test_a_token_that_lm_eval_would_write_is_warned_about(model_path, caplog):
     MesaHFLM(pretrained=model_path, device="cpu", token="hf_secret")
     assert "HF_TOKEN" in caplog.text and "hf_secret" not in caplog.text
+
+
+@pytest.mark.parametrize("method", ["mesa", "rerope", "origin"])
+def test_an_empty_continuation_is_refused(model_path, method):
+    lm = MesaHFLM(pretrained=model_path, device="cpu", method=method)
+    with pytest.raises(UsageError, match="a continuation to be scored has no tokens"):
+        lm.loglikelihood(requests("loglikelihood", (text(211, 3), " w1"), (text(211, 3), "")))
+    assert lm.loglikelihood([]) == []

@@ -8,7 +8,7 @@ from test_harness import model_path, requests, text  # noqa: F401
 
 from mesa_lm import logits, scoring
 from mesa_lm.harness import MesaHFLM
-from mesa_lm.logits import continuation_score, find_head, states_as_logits
+from mesa_lm.logits import SOFTMAX_BLOCK, continuation_score, find_head, states_as_logits
 
 TOKENS = torch.arange(31)[None] % 13
 
@@ -66,3 +66,16 @@ def test_logits_exist_for_a_block_at_a_time(model_path, method, monkeypatch) -> 
     assert {shape[-1] for shape in shapes if len(shape) == 2} == {56}
     assert max(shape[0] for shape in shapes if len(shape) == 2) == 23
     assert all(len(shape) == 2 or shape[-1] == 44 for shape in shapes)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_continuation_score_goes_by_blocks(dtype: torch.dtype | None) -> None:
+    torch.manual_seed(3)
+    scores = torch.randn(2 * SOFTMAX_BLOCK + 17, 13)
+    continuation = scores.argmax(-1).tolist()
+    log_probs = scores.log_softmax(-1, dtype=dtype)
+    score, greedy = continuation_score(scores, continuation, dtype)
+    assert greedy
+    assert score == pytest.approx(float(log_probs.max(-1).values.sum()), rel=1e-6)
+    continuation[SOFTMAX_BLOCK + 1] = int(scores[SOFTMAX_BLOCK + 1].argmin())
+    assert not continuation_score(scores, continuation, dtype)[1]
