@@ -41,7 +41,15 @@ def sweep(
     from .run import run
     from .tracking import Target, track
 
-    outcome = run(configuration, address)
+    try:
+        outcome = run(configuration, address)
+    except KeyboardInterrupt:
+        kept = Store(configuration.out).count_shards()
+        print(
+            f"interrupted: {kept} finished shards are kept in {configuration.out}; the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise
     if configuration.wandb is not None and outcome.results:
         target = Target(group=configuration.name, folder=configuration.out / "tracking", **dict(configuration.wandb))
         track([configuration.out / "results"], target)

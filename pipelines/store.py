@@ -45,6 +45,10 @@ class Store:
         """File of a shard's answers; not *.json, which `mesa-lm leaderboard` and others take for results."""
         return self.folder / "shards" / f"{key}.jsonl"
 
+    def count_shards(self) -> int:
+        """Return how many shards have stored answers."""
+        return sum(1 for _ in self._shard_path("any").parent.glob("*.jsonl"))
+
     def log_path(self, key: str) -> Path:
         """File of what a shard printed."""
         return self.folder / "logs" / f"{key}.log"

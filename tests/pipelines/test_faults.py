@@ -328,3 +328,19 @@ def test_relative_paths_are_the_drivers_on_a_cluster_started_elsewhere(tmp_path,
         cluster.shutdown()
     assert outcome.failed == {} and len(outcome.results) == 2
     assert all(path.is_relative_to(tmp_path / "project" / "out") for path in outcome.results)
+
+
+def test_an_interrupted_sweep_says_what_is_kept(tmp_path):
+    text = SWEEP.replace("OUT", str(tmp_path / "out")).replace("MODEL", str(MODEL_PATH)).replace("130", "8192")
+    (tmp_path / "sweep.yaml").write_text(text)
+    command = [sys.executable, "-m", "mesa_lm", "sweep", str(tmp_path / "sweep.yaml"), "--set", "workers.count=1"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    shards = tmp_path / "out" / "shards"
+    while len(list(shards.glob("*.jsonl"))) < 2:
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    kept = len(list(shards.glob("*.jsonl")))
+    assert running.returncode == 130
+    assert f"interrupted: {kept} finished shards are kept in {tmp_path / 'out'}; the same command goes on" in said
