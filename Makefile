@@ -24,7 +24,7 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 demo-model: .venv/installed
-	$(BIN)/python -m pipelines.demo_model mesa_lm/demo/model
+	$(BIN)/python -m mesa_lm.pipelines.development.train_demo_model mesa_lm/demo/model
 
 # Every method, and Mesa with every weave, on the demo model: the tables of docs/comparison.md.
 COMPARED := $$($(BIN)/python -c 'import mesa_lm; print(*mesa_lm.methods())') \
@@ -51,11 +51,11 @@ bench-methods: .venv/installed
 	$(BENCH)/methods --method all --lengths 8k,16k,32k --repeats 3 --warm-up 0
 
 bench-sharing: .venv/installed
-	$(BIN)/python -m mesa_lm.bench.sharing
+	$(BIN)/python -m mesa_lm.pipelines.development.chunk_sharing
 
 bench-lm-eval: .venv/installed
 	for task in passkey_long long_ppl; do \
-		$(BIN)/python -m mesa_lm.bench.share --model mesa-hf --tasks $$task || exit; \
+		$(BIN)/python -m mesa_lm.pipelines.development.time_shares --model mesa-hf --tasks $$task || exit; \
 	done
 
 # Needs a GPU with 80 GB or more; lengths that run out of memory are results.
@@ -70,14 +70,14 @@ wheel: .venv/pyvenv.cfg
 
 # What the start-up hook adds to every Python start: read and execute the .pth file.
 hook-cost: .venv/pyvenv.cfg
-	$(BIN)/python -m timeit -n 100 -r 20 -s "import site" "site.addpackage('mesa_lm', 'startup.pth', set())"
+	$(BIN)/python -m timeit -n 100 -r 20 -s "import site" "site.addpackage('mesa_lm/harness', 'startup.pth', set())"
 
 .venv/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "mesa-lm needs Python 3.11 or newer: make PYTHON=/path/to/python ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 # Stamps: installed again only when what is installed changes; sources are used in place.
-SETUP := pyproject.toml constraints.txt mesa_lm/startup.pth
+SETUP := pyproject.toml constraints.txt mesa_lm/harness/startup.pth
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .venv/installed: $(SETUP) | .venv/pyvenv.cfg

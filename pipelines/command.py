@@ -12,11 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mesa_lm.results import length_label
-
-from .config import Sweep, load
-from .plan import Shard, plan
-from .store import Store, quiet
+from mesa_lm.pipelines.config import Sweep, load
+from mesa_lm.pipelines.plan import Shard, plan
+from mesa_lm.pipelines.store import Store, quiet
+from mesa_lm.reporting.results import length_label
 
 # A rough rate to turn tokens into hours, of a 7B model in half precision on one data-centre GPU.
 TOKENS_PER_S = 5_000.0
@@ -38,8 +37,8 @@ def sweep(
             shards = plan(configuration)
         _print_plan(configuration, shards, tokens_per_s)
         return 0
-    from .run import run
-    from .tracking import Target, track
+    from mesa_lm.pipelines.run import run
+    from mesa_lm.pipelines.tracking import Target, track
 
     try:
         outcome = run(configuration, address)

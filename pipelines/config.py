@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mesa_lm.errors import UsageError, unknown_name
-from mesa_lm.methods import make_method
+from mesa_lm.methods.registry import make_method
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 

@@ -20,10 +20,10 @@ from lm_eval.api.model import LM
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.loggers import EvaluationTracker
 
-from .config import Sweep
-from .plan import Shard, task_manager
-from .secrets import without_secrets
-from .store import Store
+from mesa_lm.pipelines.config import Sweep
+from mesa_lm.pipelines.plan import Shard, task_manager
+from mesa_lm.pipelines.secrets import without_secrets
+from mesa_lm.pipelines.store import Store
 
 # What `lm_eval` passes where the user says nothing.
 STOCK = EvaluatorConfig()

@@ -23,11 +23,10 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.utils import hash_string
 
 from mesa_lm.demo import MODEL_PATH
-from mesa_lm.discovery import TaskManager, split_length_name
 from mesa_lm.errors import UsageError
-
-from .config import MethodChoice, Model, Sweep, Task
-from .secrets import without_secrets
+from mesa_lm.harness.task_manager import TaskManager, split_length_name
+from mesa_lm.pipelines.config import MethodChoice, Model, Sweep, Task
+from mesa_lm.pipelines.secrets import without_secrets
 
 PACKAGES = ("lm-eval", "mesa-lm", "torch", "transformers")
 # Of a model's files, those up to this size are read to recognise them.

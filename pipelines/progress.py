@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from .plan import Shard
-
-if TYPE_CHECKING:
-    from .run import Outcome
+from mesa_lm.pipelines.outcome import Outcome
+from mesa_lm.pipelines.plan import Shard
 
 LINE_EVERY_S = 30.0
 

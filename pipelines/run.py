@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -16,39 +16,18 @@ from typing import Any
 import ray
 
 from mesa_lm.errors import UsageError
-
-from .config import Sweep
-from .merge import merge
-from .plan import Shard, as_json, plan
-from .progress import Progress
-from .secrets import without_secrets
-from .store import Store, quiet
-from .worker import Worker
+from mesa_lm.pipelines.config import Sweep
+from mesa_lm.pipelines.merge import merge
+from mesa_lm.pipelines.outcome import Outcome
+from mesa_lm.pipelines.plan import Shard, as_json, plan
+from mesa_lm.pipelines.progress import Progress
+from mesa_lm.pipelines.secrets import without_secrets
+from mesa_lm.pipelines.store import Store, quiet
+from mesa_lm.pipelines.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS_LOST = "its worker was lost"
-
-
-@dataclass
-class Outcome:
-    """What became of a sweep.
-
-    Attributes:
-        done: Shards whose answers are on disk.
-        reused: Of these, shards that an earlier run had finished.
-        failed: Why the others have none, by shard.
-        out_of_memory: Shards that ran out of memory, or were skipped because a shorter input did.
-        results: Results files that were merged.
-        unwritten: What could not be written of the results, and why.
-    """
-
-    done: int = 0
-    reused: int = 0
-    failed: dict[Shard, str] = field(default_factory=dict)
-    out_of_memory: set[Shard] = field(default_factory=set)
-    results: list[Path] = field(default_factory=list)
-    unwritten: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

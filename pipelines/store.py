@@ -20,7 +20,7 @@ from lm_eval.utils import handle_non_serializable
 from mesa_lm.errors import UsageError
 
 if TYPE_CHECKING:
-    from .plan import Shard
+    from mesa_lm.pipelines.plan import Shard
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import wandb
 
-from mesa_lm.leaderboard.ranking import COSTS, Entry
-from mesa_lm.results import Cell, interval, length_label
-from mesa_lm.samples import answers, has_samples, samples_path
-
-from .secrets import without_secrets
+from mesa_lm.pipelines.secrets import without_secrets
+from mesa_lm.reporting.ranking import COSTS, Entry
+from mesa_lm.reporting.results import Cell, interval, length_label
+from mesa_lm.reporting.samples import answers, has_samples, samples_path
 
 # Logs to a run and returns the run's configuration.
 Log = Callable[[Any], dict[str, Any]]

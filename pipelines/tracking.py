@@ -21,11 +21,10 @@ from typing import Any
 import wandb
 
 from mesa_lm.errors import UsageError
-from mesa_lm.leaderboard.ranking import rank
-from mesa_lm.results import read
-
-from .secrets import without_secrets
-from .tracked import Log, board_log, method_log, row_of
+from mesa_lm.pipelines.secrets import without_secrets
+from mesa_lm.pipelines.tracked import Log, board_log, method_log, row_of
+from mesa_lm.reporting.ranking import rank
+from mesa_lm.reporting.results import read
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from lm_eval import simple_evaluate
 
-from mesa_lm.bench.memory import reset_peak, status_bytes
 from mesa_lm.errors import MesaError, UsageError
-from mesa_lm.harness import MesaHFLM
-from mesa_lm.methods import make_method
-
-from .config import Sweep
-from .plan import Shard, documents_digest, task_manager
-from .store import Store, quiet
+from mesa_lm.harness.model import MesaHFLM
+from mesa_lm.methods.registry import make_method
+from mesa_lm.models.memory import reset_peak, status_bytes
+from mesa_lm.pipelines.config import Sweep
+from mesa_lm.pipelines.plan import Shard, documents_digest, task_manager
+from mesa_lm.pipelines.store import Store, quiet
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 

@@ -79,14 +79,17 @@ def test_wheel_carries_all_of_package_tasks_and_pipelines(wheel: Path) -> None:
     sources = [path for name in ("mesa_lm", "tasks", "pipelines") for path in files(ROOT / name)]
     names = [path.relative_to(ROOT).as_posix() for path in sources]
     inside = {name if name.startswith("mesa_lm/") else f"mesa_lm/{name}" for name in names}
+    inside = {name for name in inside if not name.startswith("mesa_lm/pipelines/development/")}
     found = {path.relative_to(wheel).as_posix() for path in files(wheel / "mesa_lm")}
-    assert found == inside - {"mesa_lm/startup.pth"}
-    assert (wheel / "mesa_lm.pth").read_bytes() == (ROOT / "mesa_lm" / "startup.pth").read_bytes()
+    assert found == inside - {"mesa_lm/harness/startup.pth"}
+    assert (wheel / "mesa_lm.pth").read_bytes() == (ROOT / "mesa_lm" / "harness" / "startup.pth").read_bytes()
 
 
 def test_editable_install_adds_the_hook_and_points_at_the_checkout(editable: Path) -> None:
     assert names(editable) == {"_mesa_lm.pth", "mesa_lm.pth", dist_info(editable).name}
-    assert (editable / "_mesa_lm.pth").read_text() == str(ROOT)
+    path = Path((editable / "_mesa_lm.pth").read_text())
+    assert [entry.name for entry in path.iterdir()] == ["mesa_lm"]  # nothing else of the checkout is importable
+    assert (path / "mesa_lm").resolve() == ROOT / "mesa_lm"
 
 
 @pytest.mark.parametrize("layout", ["wheel", "editable"])
@@ -94,7 +97,7 @@ def test_stock_lm_eval_finds_model_and_tasks(layout: str, request: pytest.Fixtur
     site = request.getfixturevalue(layout)
     package, tasks = {
         "wheel": (site / "mesa_lm", site / "mesa_lm" / "tasks"),
-        "editable": (ROOT / "mesa_lm", ROOT / "tasks"),
+        "editable": (ROOT / ".editable" / "mesa_lm", ROOT / "tasks"),
     }[layout]
     task = tasks / "passkey_long" / "passkey_long.yaml"
     assert look(site, tmp_path) == [f"MesaHFLM {package / '__init__.py'}", str(task)]
@@ -103,8 +106,8 @@ def test_stock_lm_eval_finds_model_and_tasks(layout: str, request: pytest.Fixtur
 def test_entry_points(wheel: Path) -> None:
     found = {(entry.group, entry.name, entry.value) for entry in PathDistribution(dist_info(wheel)).entry_points}
     assert found == {
-        ("console_scripts", "mesa-lm", "mesa_lm.cli:main"),
-        ("lm_eval.models", "mesa-hf", "mesa_lm.harness:MesaHFLM"),
+        ("console_scripts", "mesa-lm", "mesa_lm.cli.main:main"),
+        ("lm_eval.models", "mesa-hf", "mesa_lm.harness.model:MesaHFLM"),
     }
 
 

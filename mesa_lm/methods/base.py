@@ -11,7 +11,7 @@ from mesa_lm.methods.parameters import bound_int, parameter, require_bool, requi
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mesa_lm.positions import Band, Extent, Layout, Weave
+    from mesa_lm.methods.geometry import Band, Extent, Layout, Weave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

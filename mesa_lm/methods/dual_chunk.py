@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mesa_lm.errors import MethodError
 from mesa_lm.methods.base import Method
+from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import (
     bound_int,
     parameter,
@@ -17,7 +18,6 @@ from mesa_lm.methods.parameters import (
     train_length_of,
     warn_if_beyond,
 )
-from mesa_lm.positions import Band, Extent
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mesa_lm.methods.base import Method
+from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import (
     bound_int,
     parameter,
@@ -14,7 +15,6 @@ from mesa_lm.methods.parameters import (
     require_number,
     train_length_of,
 )
-from mesa_lm.positions import Band, Extent
 
 if TYPE_CHECKING:
     from torch import Tensor

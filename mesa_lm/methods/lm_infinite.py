@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mesa_lm.methods.base import Method
+from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import bound_int, parameter, require_int, train_length_of, warn_if_beyond
-from mesa_lm.positions import Band, Extent
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from mesa_lm.errors import MethodError
 from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.geometry import Clamped, Grouped, Layout, Leaky, Stair, Weave, dynamic_split
 from mesa_lm.methods.parameters import bound_int, parameter, require_choice, require_int, train_length_of
-from mesa_lm.positions import Clamped, Grouped, Layout, Leaky, Stair, Weave, dynamic_split
 
 PUBLISHED_WIDTH = 50
 # The released code computes no chunk width for prompts that fit and keeps this initial one.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.geometry import Band
 from mesa_lm.methods.parameters import (
     bound_int,
     default_window,
@@ -14,12 +15,11 @@ from mesa_lm.methods.parameters import (
     train_length_of,
     warn_if_beyond,
 )
-from mesa_lm.positions import Band
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mesa_lm.positions import Extent
+    from mesa_lm.methods.geometry import Extent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import bound_int, default_window, parameter, require_int, train_length_of
-from mesa_lm.positions import Band, Extent
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from datasets import Dataset, load_dataset
 from rouge_score.rouge_scorer import RougeScorer
 
 from mesa_lm.errors import UsageError
-from mesa_lm.task_support import check_count, check_option_names, wrong_option
-from mesa_lm.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.task_options import check_count, check_option_names, wrong_option
+from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
 
 OPTIONS = ("lengths", "num_samples", "data", "split", "bin_width")
 # The columns of a report and its summary in the copies that are in use.

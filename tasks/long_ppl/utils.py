@@ -13,8 +13,10 @@ from datasets import Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from mesa_lm.errors import UsageError
-from mesa_lm.task_support import check_count, check_option_names, load_neighbour, wrong_option
-from mesa_lm.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.task_options import check_count, check_option_names, wrong_option
+from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.tasks.long_ppl import source_text as embedded
+from mesa_lm.tasks.long_ppl import sources
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
 logger = logging.getLogger("lm_eval.tasks.long_ppl")
@@ -27,8 +29,6 @@ EMBEDDED = "held-out files of the Python standard library"
 
 _WORD = re.compile(rf"\s*\S{{0,{WORD}}}")
 
-SOURCE = load_neighbour(__file__, "source_text.py")
-SOURCES = load_neighbour(__file__, "sources.py")
 
 Count = Callable[[str], int]
 
@@ -51,7 +51,7 @@ class Documents(NamedTuple):
 @cache
 def source_text() -> str:
     """Return the embedded text: the held-out files of the standard library, one after the other."""
-    return "\n".join(SOURCE.standard_library(held_out=True))
+    return "\n".join(embedded.standard_library(held_out=True))
 
 
 @cache
@@ -208,7 +208,7 @@ def _selected(where: tuple[str | None, ...], longest: int, num_samples: int | No
     texts: list[tuple[str, str]] = []
     short: list[int] = []
     digest = sha256()
-    for text in tqdm(SOURCES.read_documents(*where), desc=f"Documents of {longest} + {TAIL} tokens", unit=" read"):
+    for text in tqdm(sources.read_documents(*where), desc=f"Documents of {longest} + {TAIL} tokens", unit=" read"):
         digest.update(f"{text}\0".encode())
         if len(texts) == wanted:
             continue  # for the digest, which is not to depend on tokenizer and lengths

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from mesa_lm.errors import UsageError, unknown_name
-from mesa_lm.task_support import check_count, check_option_names, load_neighbour, wrong_option
-from mesa_lm.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.task_options import check_count, check_option_names, wrong_option
+from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.tasks.longeval_lines import texts
 
 OPTIONS = ("lengths", "num_samples", "prompt", "seed")
-
-TEXTS = load_neighbour(__file__, "texts.py")
 
 
 class Record(NamedTuple):
@@ -31,8 +30,8 @@ class Record(NamedTuple):
     def text(self, lines: int) -> str:
         """Return the prompt with the first lines of the record."""
         pairs = zip(self.names[:lines], self.values[:lines], strict=True)
-        record = "".join(TEXTS.LINE.format(name=name, value=value) for name, value in pairs)
-        return TEXTS.HEAD + record + (TEXTS.QUESTION + self.ending).format(name=self.names[self.asked(lines)])
+        record = "".join(texts.LINE.format(name=name, value=value) for name, value in pairs)
+        return texts.HEAD + record + (texts.QUESTION + self.ending).format(name=self.names[self.asked(lines)])
 
 
 def check_options(metadata: Mapping[str, Any]) -> None:
@@ -48,8 +47,8 @@ def check_options(metadata: Mapping[str, Any]) -> None:
     check_count("longeval_lines", "num_samples", metadata)
     if "seed" in metadata and type(metadata["seed"]) is not int:
         raise wrong_option("longeval_lines", "seed", "a whole number", metadata)
-    if metadata.get("prompt", "plain") not in TEXTS.ENDINGS:
-        raise UsageError(unknown_name("longeval_lines prompt", str(metadata["prompt"]), TEXTS.ENDINGS))
+    if metadata.get("prompt", "plain") not in texts.ENDINGS:
+        raise UsageError(unknown_name("longeval_lines prompt", str(metadata["prompt"]), texts.ENDINGS))
 
 
 def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **model_args: Any) -> dict[str, Dataset]:
@@ -75,7 +74,7 @@ def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **mo
     count_tokens = token_counter(load_tokenizer(model_args), model_args.get("add_bos_token"))
     docs = []
     for i in range(num_samples):
-        record = draw(random.Random(f"{seed} {length} {i}"), TEXTS.ENDINGS[prompt])
+        record = draw(random.Random(f"{seed} {length} {i}"), texts.ENDINGS[prompt])
         lines = most_lines(record, length, count_tokens)
         asked, text = record.asked(lines), record.text(lines)
         docs.append(
@@ -94,9 +93,9 @@ def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **mo
 
 def draw(rng: random.Random, ending: str) -> Record:
     """Draw a record of as many lines as there are names, no name twice."""
-    names = [f"{adjective}-{noun}" for adjective in TEXTS.ADJECTIVES.split() for noun in TEXTS.NOUNS.split()]
+    names = [f"{adjective}-{noun}" for adjective in texts.ADJECTIVES.split() for noun in texts.NOUNS.split()]
     rng.shuffle(names)
-    return Record(names, [rng.randint(1, TEXTS.MAX_VALUE) for _ in names], rng.random(), ending)
+    return Record(names, [rng.randint(1, texts.MAX_VALUE) for _ in names], rng.random(), ending)
 
 
 def most_lines(record: Record, length: int, count_tokens: Callable[[str], int]) -> int:

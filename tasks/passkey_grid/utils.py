@@ -1,17 +1,15 @@
 """Passkey retrieval at every one of a set of depths, scored for each depth by itself."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from mesa_lm.errors import UsageError
-from mesa_lm.task_support import check_option_names, is_count, load_neighbour, wrong_option
+from mesa_lm.harness.task_options import check_option_names, is_count, wrong_option
+from mesa_lm.tasks.passkey_long import utils as passkey
 
 OPTIONS = ("lengths", "num_samples", "depths", "prompt", "seed")
-
-PASSKEY = load_neighbour(str(Path(__file__).parents[1] / "passkey_long" / "utils.py"), "utils.py")
 
 
 def check_options(metadata: Mapping[str, Any]) -> None:
@@ -30,7 +28,7 @@ def check_options(metadata: Mapping[str, Any]) -> None:
         allowed = "a whole number of at least 1, or a list of shares from 0 to 1"
         raise wrong_option("passkey_grid", "depths", allowed, metadata)
     try:
-        PASSKEY.check_options(metadata)
+        passkey.check_options(metadata)
     except UsageError as error:
         raise UsageError(str(error).replace("passkey_long", "passkey_grid")) from error
 
@@ -61,7 +59,7 @@ def grid_dataset(
     shares = evenly_spaced(depths) if isinstance(depths, int) else sorted(set(depths))
     options |= {"num_samples": num_samples * len(shares), "depths": shares}
     try:
-        docs = PASSKEY.passkey_dataset(length=length, **options, **model_args)["test"]
+        docs = passkey.passkey_dataset(length=length, **options, **model_args)["test"]
     except UsageError as error:
         raise UsageError(str(error).replace("passkey_long", "passkey_grid")) from error
     return {"test": docs.add_column("asked_depth", [float(shares[i % len(shares)]) for i in range(len(docs))])}
@@ -82,5 +80,5 @@ def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
     Returns:
         `acc` as passkey_long scores it, and the same under `acc_depth_P` alone, P the depth in percent.
     """
-    acc: float = PASSKEY.score(doc, results)["acc"]
+    acc: float = passkey.score(doc, results)["acc"]
     return {"acc": acc, f"acc_depth_{round(100 * doc['asked_depth'], 1):g}": acc}

@@ -12,15 +12,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mesa_lm.errors import UsageError, unknown_name
-from mesa_lm.task_support import check_count, check_option_names, is_count, load_neighbour, wrong_option
-from mesa_lm.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.task_options import check_count, check_option_names, is_count, wrong_option
+from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.tasks.passkey_long import texts
 
 OPTIONS = ("lengths", "num_samples", "depths", "prompt", "seed")
 CHAT = "chat"  # the prompt made by the tokenizer's own chat template
 # Fillers on either side of another text that are tokenized with it; what is farther away cannot change its tokens.
 EDGE = 4
-
-TEXTS = load_neighbour(__file__, "texts.py")
 
 
 class Question(NamedTuple):
@@ -59,18 +58,18 @@ class Counter:
         self.count_tokens = count_tokens
         self.prefix, self.suffix = prefix, suffix
         self._known: dict[tuple[int, int, int], int] = {}
-        few = self._count_text(TEXTS.MAX_KEY, EDGE, EDGE)
-        self.per_filler = self._count_text(TEXTS.MAX_KEY, EDGE + 1, EDGE) - few
+        few = self._count_text(texts.MAX_KEY, EDGE, EDGE)
+        self.per_filler = self._count_text(texts.MAX_KEY, EDGE + 1, EDGE) - few
         regular = all(
-            self._count_text(TEXTS.MAX_KEY, EDGE + before, EDGE + after) - few == (before + after) * self.per_filler
+            self._count_text(texts.MAX_KEY, EDGE + before, EDGE + after) - few == (before + after) * self.per_filler
             for before, after in product((0, 1, 2, EDGE), repeat=2)
         )
         self.edge = EDGE if regular else sys.maxsize
 
     def text(self, key: int, before: int, after: int) -> str:
         """Return the prompt: the texts joined by single spaces, between prefix and suffix."""
-        needle = TEXTS.NEEDLE.format(key=key)
-        pieces = [TEXTS.DESCRIPTION, *[TEXTS.FILLER] * before, needle, *[TEXTS.FILLER] * after]
+        needle = texts.NEEDLE.format(key=key)
+        pieces = [texts.DESCRIPTION, *[texts.FILLER] * before, needle, *[texts.FILLER] * after]
         return self.prefix + " ".join(pieces) + self.suffix
 
     def count(self, prompt: Prompt) -> int:
@@ -111,7 +110,7 @@ def check_options(metadata: Mapping[str, Any]) -> None:
         raise wrong_option(
             "passkey_long", "depths", "null, a whole number of at least 1, or a list of shares from 0 to 1", metadata
         )
-    prompts = (*TEXTS.PROMPTS, CHAT)
+    prompts = (*texts.PROMPTS, CHAT)
     if metadata.get("prompt", CHAT) not in prompts:
         raise UsageError(unknown_name("passkey_long prompt", str(metadata["prompt"]), prompts))
 
@@ -152,7 +151,7 @@ def passkey_dataset(
     questions = draw_questions(length, num_samples, depths, seed)
     if _bare_tokens(counter, questions) > length:
         # Keys drawn for another length may take more tokens.
-        more = [*questions, *draw_questions(length, 200, None, seed), Question(TEXTS.MAX_KEY, 0.0)]
+        more = [*questions, *draw_questions(length, 200, None, seed), Question(texts.MAX_KEY, 0.0)]
         raise UsageError(
             f"passkey_long: a length of {length} tokens is too short for the fixed texts of prompt {prompt!r}; "
             f"with this tokenizer it must be at least {_bare_tokens(counter, more)}"
@@ -201,7 +200,7 @@ def draw_questions(length: int, num_samples: int, depths: int | list[float] | No
     questions = []
     for i in range(num_samples):
         rng = random.Random(f"{seed} {length} {i}")
-        key, share = rng.randint(1, TEXTS.MAX_KEY), rng.random()
+        key, share = rng.randint(1, texts.MAX_KEY), rng.random()
         questions.append(Question(key, depths[i % len(depths)] if depths else share))
     return questions
 
@@ -209,18 +208,18 @@ def draw_questions(length: int, num_samples: int, depths: int | list[float] | No
 def _affixes(prompt: str, tokenizer: PreTrainedTokenizerBase, model_args: Mapping[str, Any]) -> tuple[str, str]:
     """Return what stands before and after the text in a prompt variant."""
     if prompt != CHAT:
-        return TEXTS.PROMPTS[prompt]
+        return texts.PROMPTS[prompt]
     if not tokenizer.chat_template:
         raise UsageError(
             f"passkey_long: the tokenizer {tokenizer.name_or_path!r} has no chat template, which prompt 'chat' needs "
-            f"(without one: {', '.join(TEXTS.PROMPTS)})"
+            f"(without one: {', '.join(texts.PROMPTS)})"
         )
     settings = dict(model_args.get("chat_template_args") or {})
     if model_args.get("enable_thinking") is not None:
         settings["enable_thinking"] = model_args["enable_thinking"]
-    message = {"role": "user", "content": f"{TEXTS.DESCRIPTION}\n\n{TEXTS.QUESTION}"}
+    message = {"role": "user", "content": f"{texts.DESCRIPTION}\n\n{texts.QUESTION}"}
     rendered = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, **settings)
-    prefix, _, suffix = rendered.partition(TEXTS.DESCRIPTION)
+    prefix, _, suffix = rendered.partition(texts.DESCRIPTION)
     return prefix, suffix
 
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 from typer.main import get_command
 
-from mesa_lm import cli
+from mesa_lm.cli import main as cli
 
 # Fields and types of KubeRay's API ray.io/v1: rayjob_types.go, raycluster_types.go of github.com/ray-project/kuberay.
 # Pods are Kubernetes' own. The API server refuses other types and drops unknown fields silently.

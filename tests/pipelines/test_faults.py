@@ -13,11 +13,10 @@ import psutil
 import pytest
 
 ray = pytest.importorskip("ray")
-from mesa_lm.cli import pipelines_module  # noqa: E402
 from mesa_lm.demo import MODEL_PATH  # noqa: E402
 from mesa_lm.errors import UsageError  # noqa: E402
+from mesa_lm.pipelines import config, plan, run, store  # noqa: E402
 
-config, plan, run, store = map(pipelines_module, ("config", "plan", "run", "store"))
 pytestmark = pytest.mark.slow
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 

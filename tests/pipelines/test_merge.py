@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("filelock")
-from mesa_lm.cli import pipelines_module
 from mesa_lm.demo import MODEL_PATH
-from mesa_lm.leaderboard.ranking import COSTS, rank
-from mesa_lm.results import read
-
-config, merge, plan, store, worker = map(pipelines_module, ("config", "merge", "plan", "store", "worker"))
+from mesa_lm.pipelines import config, merge, plan, store, worker
+from mesa_lm.reporting.ranking import COSTS, rank
+from mesa_lm.reporting.results import read
 
 SWEEP = """
 name: test

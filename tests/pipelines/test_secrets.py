@@ -1,8 +1,6 @@
 """What counts as a secret, and what does not."""
 
-from mesa_lm.cli import pipelines_module
-
-without_secrets = pipelines_module("secrets").without_secrets
+from mesa_lm.pipelines.secrets import without_secrets
 
 
 def test_what_is_named_like_a_secret_is_hidden_wherever_it_stands():

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mesa_lm.cli import pipelines_module
-from mesa_lm.discovery import TaskManager
 from mesa_lm.errors import UsageError
+from mesa_lm.harness.task_manager import TaskManager
 
 pytest.importorskip("ray")
-config = pipelines_module("config")
+from mesa_lm.pipelines import config, plan, worker
+from mesa_lm.pipelines.development import driver_simulation
 
 
 @pytest.mark.parametrize("name", ["demo", "nightly", "paper"])
@@ -40,13 +40,12 @@ def test_a_method_without_its_name(entry, message, tmp_path):
 
 @pytest.mark.slow
 def test_the_simulation_runs_every_shard(tmp_path):
-    found = pipelines_module("simulate").simulate(shards=31, workers=2, folder=tmp_path / "out")
+    found = driver_simulation.simulate(shards=31, workers=2, folder=tmp_path / "out")
     assert found["shards"] == 31
     assert len(list((tmp_path / "out" / "shards").iterdir())) == 31
 
 
 def test_a_model_that_is_trained_again_in_its_folder_is_another_one(tmp_path):
-    plan = pipelines_module("plan")
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"first")
     model = config.Model(pretrained=str(tmp_path))
@@ -57,7 +56,6 @@ def test_a_model_that_is_trained_again_in_its_folder_is_another_one(tmp_path):
 
 
 def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
-    plan = pipelines_module("plan")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(plan, "hf_hub_download", partial(plan.hf_hub_download, cache_dir=tmp_path))
     model = config.Model(pretrained="some/model")
@@ -74,7 +72,6 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
 
 
 def test_a_task_that_asks_or_scores_otherwise_is_another_one(tmp_path):
-    plan = pipelines_module("plan")
     sweep = config.Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=["passkey_long_512"])
     leaf = plan.load_leaves(sweep, sweep.models[0], sweep.tasks[0])["passkey_long_512"]
     again = plan.load_leaves(sweep, sweep.models[0], sweep.tasks[0])["passkey_long_512"]
@@ -113,7 +110,6 @@ def test_wrong_environment_variables(text, message, monkeypatch):
 
 
 def test_a_shard_has_the_documents_of_its_entry(tmp_path):
-    plan = pipelines_module("plan")
     entry = {"task": "long_ppl", "metadata": {"num_samples": 2}}
     sweep = config.Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=[entry, "long_ppl_512"])
     whole, alone = (plan.load_leaves(sweep, sweep.models[0], task)["long_ppl_512"] for task in sweep.tasks)
@@ -141,7 +137,6 @@ metric_list: [{metric: acc}]
 
 
 def test_a_task_that_draws_its_documents_has_those_of_a_run_of_its_entry(tmp_path):
-    plan = pipelines_module("plan")
     (tmp_path / "utils.py").write_text(RANDOM_UTILS)
     for name in ("drawn_a", "drawn_b"):
         (tmp_path / f"{name}.yaml").write_text(f"task: {name}\n{RANDOM_TASK}")
@@ -166,7 +161,6 @@ def test_a_task_that_draws_its_documents_has_those_of_a_run_of_its_entry(tmp_pat
 
 
 def test_a_worker_refuses_documents_that_were_not_planned(tmp_path):
-    plan, worker = pipelines_module("plan"), pipelines_module("worker")
     task = {"task": "passkey_long_80", "metadata": {"num_samples": 2}}
     sweep = config.Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=[task])
     (shard,) = plan.plan(sweep)
@@ -179,4 +173,4 @@ def test_a_folder_of_tasks_that_is_not_there_is_refused(tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(f"{{name: a, out: {tmp_path}, methods: [mesa], tasks: [mine], include_path: {tmp_path}/none}}")
     with pytest.raises(UsageError, match="include_path: there is no folder '.*/none'"):
-        pipelines_module("plan").plan(config.load(path))
+        plan.plan(config.load(path))

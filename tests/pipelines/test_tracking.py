@@ -13,11 +13,9 @@ wandb = pytest.importorskip("wandb")
 import wandb_files  # noqa: E402
 from wandb.sdk.lib import wbauth  # noqa: E402
 
-from mesa_lm import cli  # noqa: E402
+from mesa_lm.cli import main as cli  # noqa: E402
 from mesa_lm.errors import UsageError  # noqa: E402
-
-tracking = cli.pipelines_module("tracking")
-tracked = cli.pipelines_module("tracked")
+from mesa_lm.pipelines import tracked, tracking  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,9 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mesa_lm.discovery import TaskManager
 from mesa_lm.errors import UsageError
-from mesa_lm.harness import MesaHFLM
+from mesa_lm.harness.model import MesaHFLM
+from mesa_lm.harness.task_manager import TaskManager
 from tasks.long_ppl import source_text, sources, task, utils
 
 SPECIAL = ["<s>", "</s>", "<unk>"]

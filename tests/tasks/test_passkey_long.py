@@ -13,9 +13,9 @@ from lm_eval.utils import make_table
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mesa_lm.discovery import TaskManager
 from mesa_lm.errors import MesaError, UsageError
-from mesa_lm.methods import methods
+from mesa_lm.harness.task_manager import TaskManager
+from mesa_lm.methods.registry import available_methods
 from tasks.passkey_long import utils
 from tasks.passkey_long.texts import DESCRIPTION, FILLER, MAX_KEY, NEEDLE, PROMPTS, QUESTION
 
@@ -242,7 +242,7 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
 
 def test_arguments_of_models_are_no_misspelt_options() -> None:
     names = [*inspect.signature(HFLM.__init__).parameters, "max_seq_lengths", "max_model_len"]
-    names += [field.name for method in methods().values() for field in fields(method)]
+    names += [field.name for method in available_methods().values() for field in fields(method)]
     utils.check_options(dict.fromkeys(names, 1))
     utils.check_options({"lengths": [5], "num_samples": 5, "depths": [0, 1], "prompt": "chat", "seed": -1})
 

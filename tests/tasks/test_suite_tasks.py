@@ -7,7 +7,7 @@ import pytest
 from lm_eval import simple_evaluate
 
 from mesa_lm.errors import UsageError
-from mesa_lm.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
 from tasks.govreport_long import utils as govreport
 from tasks.longeval_lines import utils as lines
 from tasks.passkey_grid import utils as grid

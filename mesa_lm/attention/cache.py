@@ -1,0 +1,216 @@
+"""The key-value cache: buffers that grow geometrically, keys stored at the positions at which they are scored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from mesa_lm.attention.layer_groups import Layers
+from mesa_lm.attention.rotary import rotate
+from mesa_lm.errors import ModelError, UsageError
+from mesa_lm.methods.geometry import Weave
+
+
+@dataclass(slots=True)
+class Row:
+    """What one sequence of the batch holds in the cache.
+
+    Attributes:
+        length: Cached tokens.
+        prompt_len: Length of its prompt in tokens.
+        weave: Positions at which its keys are stored; None is linear.
+    """
+
+    length: int = 0
+    prompt_len: int = 0
+    weave: Weave | None = None
+
+
+class WovenCache(Cache):
+    """Keys and values of a batch of sequences of any lengths, without padding: token i of a row lies in slot i.
+
+    Attributes:
+        rows: State of each sequence.
+        columns: Padded input columns consumed so far, which is what `generate` counts.
+        keys: Per layer (batch, num_kv_heads, capacity, head_dim), rotated to the position given by the row's weave.
+        values: Per layer, like keys.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(layers=[])
+        self.rows = [Row() for _ in range(batch_size)]
+        self.columns = 0
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    @classmethod
+    def from_rotated(cls, cache: Cache, columns: list[Tensor], layers: Layers) -> "WovenCache":
+        """Take over a cache that the untouched model has filled at linear positions.
+
+        Args:
+            cache: Its keys are (batch, num_kv_heads, padded length, head_dim).
+            columns: For every row the indices of its tokens among the padded ones.
+            layers: The model's layers.
+
+        Raises:
+            ModelError: Its layers do not hold every token that will be seen, for example those of a static or a
+                quantised cache.
+        """
+        woven = cls(len(columns))
+        woven.columns = cache.get_seq_length()
+        for row, kept in zip(woven.rows, columns, strict=True):
+            row.length = row.prompt_len = len(kept)
+        longest = max(row.length for row in woven.rows)
+        for index, layer in enumerate(cache.layers):
+            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            window = layers.of(index).window
+            # A sliding layer may have dropped what none of its later queries sees.
+            dropped = 0 if keys is None else woven.columns - keys.shape[2]
+            unseen = [0 if window is None else max(0, len(kept) - window + 1) for kept in columns]
+            needed = min(
+                (int(kept[first]) for kept, first in zip(columns, unseen, strict=True) if first < len(kept)), default=0
+            )
+            if keys is None or values is None or not 0 <= dropped <= needed:
+                raise ModelError(f"a {type(layer).__name__} of layer {index} does not hold every token's keys")
+            for batch, kept in enumerate(columns):
+                slot = torch.arange(unseen[batch], len(kept))
+                held = (kept[slot] - dropped).to(keys.device)
+                key, value = layers.of(index).encoding.enter_cached(
+                    keys[batch : batch + 1].index_select(2, held),
+                    values[batch : batch + 1].index_select(2, held),
+                    slot,
+                )
+                woven._reserve(index, longest, key)
+                woven.keys[index][batch, :, unseen[batch] : len(kept)] = key[0]
+                woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
+        return woven
+
+    def write(self, layer: int, batch: int, start: int, key: Tensor, value: Tensor) -> None:
+        """Store keys and values of consecutive tokens of one row.
+
+        Args:
+            layer: Layer index.
+            batch: Row.
+            start: Slot of the first token.
+            key: (num_kv_heads, len, head_dim), rotated.
+            value: (num_kv_heads, len, head_dim).
+        """
+        end = start + key.shape[1]
+        self._reserve(layer, max(end, self.rows[batch].prompt_len), key[None])
+        self.keys[layer][batch, :, start:end] = key
+        self.values[layer][batch, :, start:end] = value
+
+    def reweave(self, batch: int, weave: Weave, layers: Layers, end: int | None = None) -> None:
+        """Move a row's keys to new positions by one rotation each.
+
+        Args:
+            batch: Row.
+            weave: The new positions.
+            layers: The model's layers; those with a window of their own keep their keys' positions.
+            end: Move only the keys before this slot; None moves all of the row's.
+        """
+        row = self.rows[batch]
+        old, row.weave = row.weave, weave
+        if weave.same_positions(old):
+            return
+        index = torch.arange(row.length if end is None else end)
+        self.move(batch, weave.position(index) - (index if old is None else old.position(index)), layers)
+
+    def move(self, batch: int, distance: Tensor, layers: Layers) -> None:
+        """Rotate a row's first keys.
+
+        Args:
+            batch: Row.
+            distance: (len,) new minus old position of each key.
+            layers: The model's layers; those with a window of their own keep their keys' positions.
+        """
+        for group, members in layers.members():
+            if group.window is not None or group.encoding.follows_length:
+                continue
+            angles = group.encoding.shift(distance[None])
+            for layer in members:
+                kept = self.keys[layer][batch : batch + 1, :, : len(distance)]
+                kept.copy_(rotate(kept.to(angles.cos.dtype), angles))
+
+    def evict(self, batch: int, dropped: range, layers: Layers) -> None:
+        """Drop tokens of a row that are stored at linear positions; those after them close up, in slot and position.
+
+        Args:
+            batch: Row.
+            dropped: Their slots.
+            layers: The model's layers; those with a window of their own keep their keys' positions.
+        """
+        row = self.rows[batch]
+        kept = row.length - dropped.stop
+        for layer, keys in self.keys.items():
+            values, encoding = self.values[layer], layers.of(layer).encoding
+            angles = encoding.shift(torch.full((1, kept), 0 if encoding.follows_length else -len(dropped)))
+            moved = keys[batch : batch + 1, :, dropped.stop : row.length].to(angles.cos.dtype)
+            keys[batch : batch + 1, :, dropped.start : dropped.start + kept] = rotate(moved, angles).to(keys.dtype)
+            values[batch, :, dropped.start : dropped.start + kept] = values[batch, :, dropped.stop : row.length].clone()
+        row.length -= len(dropped)
+
+    def _reserve(self, layer: int, length: int, like: Tensor) -> None:
+        """Make room for `length` tokens per row; a growing buffer gets an eighth more than it needs."""
+        old = self.keys.get(layer)
+        if old is not None and old.shape[2] >= length:
+            return
+        capacity = length + max(64, length // 8 if old is not None else 0)
+        shape = (len(self.rows), like.shape[1], capacity, like.shape[3])
+        for buffers in (self.keys, self.values):
+            grown = torch.empty(shape, dtype=like.dtype, device=like.device)
+            if old is not None:
+                grown[:, :, : old.shape[2]] = buffers[layer]
+            buffers[layer] = grown
+
+    # What transformers asks of a cache in generation.
+
+    def __len__(self) -> int:
+        """Return the number of layers held; some models ask whether there are any."""
+        return len(self.keys)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the padded input columns consumed so far."""
+        return self.columns
+
+    @property
+    def is_compileable(self) -> bool:
+        """Growing buffers do not fit a compiled graph."""
+        return False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make row i a copy of row beam_idx[i]."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows with these indices, in this order, repetitions allowed."""
+        self.rows = [Row(row.length, row.prompt_len, row.weave) for row in (self.rows[i] for i in indices.tolist())]
+        for buffers in (self.keys, self.values):
+            for layer, buffer in buffers.items():
+                buffers[layer] = buffer.index_select(0, indices.to(buffer.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        self.batch_select_indices(torch.arange(len(self.rows)).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens of every row.
+
+        Args:
+            tokens_to_remove: Their number, negative as in transformers.
+
+        Raises:
+            UsageError: Keys were moved or dropped for tokens that came later, which cannot be taken back.
+        """
+        count = abs(tokens_to_remove)
+        if any(row.weave is not None or row.length != self.columns for row in self.rows):
+            raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
+        for row in self.rows:
+            row.length -= count
+        self.columns -= count
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Refuse: only the method's own passes write here, so the untouched model must not be given this cache."""
+        raise UsageError("this cache belongs to an extrapolated model; pass it only to the model that returned it")

@@ -1,1 +1,0 @@
-"""Measure time and memory of methods side by side."""

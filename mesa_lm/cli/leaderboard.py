@@ -1,0 +1,63 @@
+"""The `mesa-lm leaderboard` command; everything heavy is imported when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def leaderboard(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS",
+            help="Results files of `lm_eval --output_path` and `mesa-lm bench`, or folders that hold some.",
+            show_default=False,
+        ),
+    ],
+    html: Annotated[Path | None, typer.Option(help="Write a page for the browser.", show_default=False)] = None,
+    md: Annotated[Path | None, typer.Option(help="Write Markdown tables.", show_default=False)] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write one line per entry and length.", show_default=False)] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything as JSON.", show_default=False)] = None,
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(help="Results to compare with, such as last night's; may be given again.", show_default=False),
+    ] = None,
+    fail_on_regression: Annotated[
+        bool,
+        typer.Option("--fail-on-regression", help="Exit with status 1 if a method got worse than in --baseline."),
+    ] = False,
+) -> None:
+    """Rank the methods of every model and task by how far they carry it.
+
+    Prints Markdown tables if no file is asked for.
+    """
+    from mesa_lm.errors import UsageError
+    from mesa_lm.reporting.changes import changes
+    from mesa_lm.reporting.leaderboard_page import render_markdown, write
+    from mesa_lm.reporting.ranking import rank
+    from mesa_lm.reporting.results import read
+
+    if fail_on_regression and not baseline:
+        raise UsageError("--fail-on-regression needs results to compare with; give --baseline")
+    wanted = {".html": html, ".md": md, ".csv": csv, ".json": json}
+    for suffix, path in wanted.items():
+        if path is not None and path.suffix != suffix:
+            raise UsageError(f"--{suffix[1:]} needs a file that ends in {suffix}, found {path}")
+    ranked = rank(read(results))
+    if not ranked:
+        raise UsageError("no metric whose larger values are better in these results; a leaderboard ranks by one")
+    changed = changes(ranked, rank(read(baseline)) if baseline else [])
+    paths = [path for path in wanted.values() if path is not None]
+    for path in paths:
+        write(changed, path)
+        print(path)
+    if not paths:
+        print(render_markdown(changed), end="")
+    regressions = [change for change in changed if change.is_regression]
+    for change in regressions:
+        entry = change.entry
+        why = f": {'; '.join(change.reasons)}" if change.reasons else ""
+        typer.echo(f"{change.kind}: {entry.method} on {entry.task}, {entry.model}{why}", err=True)
+    if fail_on_regression and regressions:
+        raise typer.Exit(1)

@@ -1,0 +1,59 @@
+"""The command `mesa-lm plot`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mesa_lm.errors import UsageError
+
+
+def plot(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS",
+            help="Results files of `lm_eval --output_path`, or folders that hold some.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to draw: .png, .svg or .pdf. Default: ./TASK_METRIC.png.", show_default=False),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Metric to draw.")] = "acc",
+    task: Annotated[
+        str | None, typer.Option(help="Task group to draw, where the results hold several.", show_default=False)
+    ] = None,
+    by: Annotated[
+        Literal["length", "depth", "position"],
+        typer.Option(help="Draw against input length; depth and length (passkey_grid); position (long_ppl)."),
+    ] = "length",
+    length: Annotated[
+        int | None,
+        typer.Option(help="With --by position: the input length. Default: the longest.", show_default=False),
+    ] = None,
+) -> None:
+    """Draw a metric against input length, depth or position.
+
+    One line or heat map per model and method, with 95% confidence intervals. Of several results of one model, method,
+    task and length the newest is drawn. Prints the path of the picture.
+    """
+    from mesa_lm.reporting import panels
+    from mesa_lm.reporting.plots import draw
+    from mesa_lm.reporting.results import read, select
+
+    if length is not None and by != "position":
+        raise UsageError("--length goes with --by position only")
+    found = read(results)
+    cells = select(found, "nll" if by == "position" else metric, task)
+    name = cells[0].task
+    path = out or Path(f"{name}_{metric}.png" if by == "length" else f"{name}_{by}.png")
+    same_task = [cell for cell in found if cell.task == name]
+    if by == "depth":
+        panels.draw_depths(same_task, metric, path)
+    elif by == "position":
+        panels.draw_positions(same_task, path, length)
+    else:
+        draw(cells, path, same_task)
+    print(path)

@@ -1,0 +1,219 @@
+"""The lm-eval model `mesa-hf`: lm-eval's `hf` with an extrapolation method and without truncation."""
+
+import inspect
+import logging
+from dataclasses import asdict
+from hashlib import sha256
+from typing import Any
+
+import torch
+from lm_eval.api.registry import model_registry
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel
+
+from mesa_lm import __version__
+from mesa_lm.attention.chunk_store import check_store
+from mesa_lm.demo import MODEL_PATH
+from mesa_lm.errors import MethodError, ModelError
+from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
+from mesa_lm.harness.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
+from mesa_lm.harness.untruncated import UncutHFLM
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.origin import Origin
+from mesa_lm.methods.parameters import train_length_of
+from mesa_lm.models.attach import Handle, extrapolate
+from mesa_lm.models.families import check_supported
+from mesa_lm.models.memory import free_bytes
+
+# Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
+logger = logging.getLogger("lm_eval.models.mesa_hf")
+
+HF_KEYWORDS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}
+
+# They change no answer but by rounding.
+_WITHOUT_EFFECT = frozenset({"batch_size", "max_batch_size", "device", "logits_cache"})
+
+
+class MesaHFLM(UncutHFLM):
+    """lm-eval's `hf` running an extrapolation method.
+
+    It differs from `hf` in this:
+
+    * Without `pretrained` it runs the demo model that ships with the package.
+    * Nothing is truncated unless `max_length` is given; samples that then do not reach the model whole are counted
+      in the saved results. `loglikelihood_rolling` scores a document as one window.
+    * A batch is padded under an attention mask, and only the scored positions' logits are computed, so that the
+      answers depend neither on batch size nor on order. Method `origin` is exempt: it makes `hf`'s own calls, and
+      its results are those of `hf` to the last bit for every request that `hf` does not truncate.
+    * `batch_size=auto` tries the longest request there is, not one of `max_length` tokens.
+    * An answer cache (`--use_cache`) serves the answers of the same model, method and options alone.
+    """
+
+    def __init__(
+        self, pretrained: Any = None, method: str = "mesa", chunk_store_gib: float | None = None, **kwargs: Any
+    ) -> None:
+        """Load a model and attach a method to it.
+
+        Args:
+            pretrained: As for `hf`: a folder, a name on the Hugging Face hub or a model; None: the demo model.
+            method: The name of the method, one of `mesa_lm.available_methods()`.
+            chunk_store_gib: Memory for middle chunks that requests share, in GiB, 0 for none; None: up to an eighth
+                of what is free.
+            **kwargs: The method's parameters, and everything that `hf` accepts.
+
+        Raises:
+            MethodError: Unknown method or parameter, or a value out of range.
+            ModelError: A missing model, or one on which the method cannot run. All are raised before weights load.
+        """
+        self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
+        self.stock_calls = isinstance(self.method, Origin)
+        check_store(chunk_store_gib)
+        if others.get("token"):
+            logger.warning(
+                "lm-eval writes model_args into its results, the token too: HF_TOKEN is not written anywhere"
+            )
+        self._options = {name: repr(value) for name, value in others.items() if name not in _WITHOUT_EFFECT}
+        if pretrained is None:
+            logger.info("No pretrained= given: running the demo model that ships with mesa-lm")
+            pretrained = str(MODEL_PATH)
+        if isinstance(pretrained, str):
+            pretrained = checked_source(pretrained)
+        elif not isinstance(pretrained, torch.nn.Module):
+            raise ModelError(f"pretrained must be a folder, a name on the hub or a model, found {pretrained!r}")
+        if not torch.cuda.is_available():
+            others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
+        super().__init__(pretrained=pretrained, **others)
+        self._store_gib = chunk_store_gib
+        self._attach()
+
+    def _attach(self) -> None:
+        """Attach the method; not to a quantiser's own class, which runs as it is under `origin`."""
+        self._handle: Handle | None = None
+        self.share_beyond = None
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        if self.stock_calls and not isinstance(base, PreTrainedModel):
+            return
+        self._handle = extrapolate(self.model, self.method)
+        store = free_bytes(self.model.device) // 8 if self._store_gib is None else int(self._store_gib * 2**30)
+        self._handle.reuse_chunks(store)
+        self._handle.on_pass = self._note_pass
+        if self._handle.keeps_beginnings:  # within the training length requests are answered as `hf` does
+            self.share_beyond = self._describe()["train_length"]
+
+    def switch(self, method: Method) -> None:
+        """Run another method from now on, with the weights that are loaded.
+
+        Args:
+            method: The method with its parameters.
+
+        Raises:
+            MethodError: Its parameters do not fit the model; the present method stays.
+            ModelError: It cannot run on the model; the present method stays.
+        """
+        stock_calls = isinstance(method, Origin)
+        if not stock_calls:
+            check_supported(self.config, method)
+            method = method.resolve(self.config)
+        if self._handle is not None:
+            self._handle.remove()
+        self.method, self.stock_calls = method, stock_calls
+        self._attach()
+
+    # Loading. HFLM calls these in order: config, backend, tokenizer, model.
+
+    def _get_config(self, pretrained: str, **kwargs: Any) -> None:
+        with one_line_errors("model", pretrained):
+            super()._get_config(pretrained, **kwargs)
+
+    def _get_backend(self, config: Any, **kwargs: Any) -> None:
+        super()._get_backend(config=config, **kwargs)
+        if self.backend != "causal":
+            raise ModelError(
+                f"mesa-hf runs causal language models only, found {config.model_type!r}, an encoder-decoder model; "
+                "use --model hf"
+            )
+        if not self.stock_calls:
+            check_supported(config, self.method)
+            self.method = self.method.resolve(config)
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
+        named = next((source for source in (tokenizer, pretrained) if isinstance(source, str)), "of the given model")
+        with one_line_errors("tokenizer", named):
+            super()._create_tokenizer(pretrained, tokenizer, **kwargs)
+
+    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
+        with one_line_errors("model", pretrained), refused_keyword(self.method.name, kwargs, HF_KEYWORDS):
+            super()._create_model(pretrained=pretrained, **kwargs)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generate as `hf` does.
+
+        Raises:
+            ModelError: The model cannot generate, as remote code written for earlier versions of transformers.
+        """
+        if not callable(getattr(self.model, "generate", None)):
+            raise ModelError(
+                f"{type(self.model).__name__} has no generate(), which this task needs; with the installed "
+                "transformers the model's code serves only tasks that score given text"
+            )
+        return super().generate_until(requests, disable_tqdm)
+
+    # Results.
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what lm-eval saves about the model, with the method under `mesa_lm`.
+
+        Its `truncated_samples` counts the samples that did not reach the model whole because of `max_length`.
+        """
+        info: dict[str, Any] = super().get_model_info()
+        described = self._describe()
+        info["mesa_lm"] = {
+            **described,
+            "version": __version__,
+            "device": str(self.model.device),  # what was used; lm-eval saves the option
+            "dtype": str(self.model.dtype),
+            "truncated_samples": self.truncated_samples,
+        }
+        return info
+
+    def _describe(self) -> dict[str, Any]:
+        """What determines an answer, beside the request."""
+        parameters = asdict(self.method)
+        return {
+            "method": self.method.name,
+            "parameters": parameters,
+            "train_length": parameters.get("train_length") or _train_length(self.config),
+            "pretrained": self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path,
+            "max_length": self._max_length,
+        }
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take lm-eval's answer cache, whose answers it looks up by the request alone, for this model and method only.
+
+        Args:
+            cache_hook: lm-eval's access to the cache, or to none.
+        """
+        if cache_hook.dbdict is not None:
+            identity = {
+                **self._describe(),
+                "options": self._options,
+                "dtype": str(self.model.dtype),
+                "weights": weights_digest(self.model),
+                "vocabulary": sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest(),
+                "version": __version__,
+            }
+            use_own_table(cache_hook.dbdict, identity)
+        super().set_cache_hook(cache_hook)
+
+
+# The start-up hook or lm-eval itself may have registered the name already; a second registration is an error there.
+if "mesa-hf" not in model_registry:
+    model_registry.register("mesa-hf", target=MesaHFLM)
+
+
+def _train_length(config: Any) -> int | None:
+    """The training length in tokens; None where the config names none, which matters to no method that runs."""
+    try:
+        return train_length_of(config)
+    except MethodError:
+        return None

@@ -1,0 +1,4 @@
+"""Hidden states that tell where a method fails; the command `mesa-lm probe`.
+
+Read `run` first.
+"""

@@ -1,0 +1,108 @@
+"""Measure what a shard costs the driver: many shards, workers without a model. `python -m pipelines.simulate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mesa_lm.pipelines.config import Sweep
+from mesa_lm.pipelines.outcome import Outcome
+from mesa_lm.pipelines.plan import Shard
+from mesa_lm.pipelines.run import Driver, cluster
+from mesa_lm.pipelines.store import Store
+
+CPUS = 0.01  # of a worker, so that many fit any machine
+
+
+class FakeWorker:
+    """Store a few answers per shard, as a worker does, without a model."""
+
+    def __init__(self, sweep: Sweep, model: int, cwd: Path) -> None:
+        self.store = Store(sweep.out)
+
+    def run(self, shard: Shard) -> dict[str, Any]:
+        """Store the answers of a shard."""
+        self.store.write_shard(shard.key, {"responses": {str(number): [["12345"]] for number in range(4)}})
+        return {"status": "done"}
+
+
+def fake_plan(count: int) -> list[Shard]:
+    """Return shards of one sample each."""
+    return [
+        Shard(
+            key=f"{number:012x}",
+            documents="",
+            model=0,
+            method=0,
+            task=0,
+            leaf="passkey_long_1k",
+            length=1024,
+            start=number,
+            stop=number + 1,
+            cost=1024,
+        )
+        for number in range(count)
+    ]
+
+
+def simulate(shards: int, workers: int, folder: Path) -> dict[str, Any]:
+    """Run a sweep of fake shards on this machine.
+
+    Args:
+        shards: How many.
+        workers: How many, each a process.
+        folder: Where the shards are stored.
+
+    Returns:
+        Processor time of the driver and wall time per shard, in ms, and the driver's peak memory when a tenth of the
+        shards was done and at the end, in MiB.
+    """
+    sweep = Sweep.model_validate(
+        {
+            "name": "simulation",
+            "out": folder,
+            "methods": ["origin"],
+            "tasks": ["passkey_long"],
+            "workers": {"count": workers, "cpus": CPUS},
+        }
+    )
+    outcome, store = Outcome(), Store(folder)
+    plan = fake_plan(shards)
+    with store.locked(), cluster(None):
+        Driver(sweep, store, outcome, FakeWorker).work(plan[: shards // 10], total=shards)
+        early = _peak_mb()
+        wall, cpu = time.perf_counter(), time.process_time()
+        Driver(sweep, store, outcome, FakeWorker).work(plan[shards // 10 :], total=shards)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    measured = shards - shards // 10
+    return {
+        "shards": outcome.done,
+        "workers": workers,
+        "driver_cpu_ms_per_shard": round(1000 * cpu / measured, 3),
+        "wall_ms_per_shard": round(1000 * wall / measured, 3),
+        "peak_mb_after_a_tenth": early,
+        "peak_mb_at_the_end": _peak_mb(),
+    }
+
+
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def main() -> None:
+    """Print the measurement as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=64)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(simulate(options.shards, options.workers, Path(folder)), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The start-up hook and mesa_lm.harness.plugin, in fresh interpreters against a small imitation of lm-eval."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "mesa_lm"
+LM_EVAL = {
+    "__init__.py": "",
+    "api/__init__.py": "",
+    "api/registry.py": """
+class Registry(dict):
+    def register(self, name, target):
+        assert name not in self
+        self[name] = target
+model_registry = Registry()
+""",
+    "models/__init__.py": "HERE = __file__\n",
+    "tasks/__init__.py": "from lm_eval.tasks.manager import TaskManager\n",
+    "tasks/manager.py": "class TaskManager: ...\n",
+    "evaluator.py": "from lm_eval.tasks import TaskManager\n",
+}
+INIT = "from mesa_lm.harness.plugin import install\ninstall()\n"
+DISCOVERY = """
+from lm_eval.tasks.manager import TaskManager as StockTaskManager
+class TaskManager(StockTaskManager): ...
+"""
+IN_USE = """
+import lm_eval.evaluator, lm_eval.tasks, lm_eval.tasks.manager
+for module in (lm_eval.evaluator, lm_eval.tasks, lm_eval.tasks.manager):
+    print(module.TaskManager.__module__)
+"""
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site-packages folder with the start-up hook, our plugin and imitations of all that it touches."""
+    write(tmp_path / "lm_eval", LM_EVAL)
+    write(tmp_path / "mesa_lm", {"__init__.py": INIT, "harness/__init__.py": "", "harness/task_manager.py": DISCOVERY})
+    shutil.copy(PACKAGE / "harness" / "plugin.py", tmp_path / "mesa_lm" / "harness")
+    shutil.copy(PACKAGE / "harness" / "startup.pth", tmp_path / "mesa_lm.pth")
+    return tmp_path
+
+
+def start(site: Path, code: str, *, hook: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a bare interpreter that has `site` as its site-packages folder, or merely on its path."""
+    add = f"import site; site.addsitedir({str(site)!r})" if hook else f"import sys; sys.path.append({str(site)!r})"
+    command = [sys.executable, "-I", "-S", "-W", "error", "-c", f"{add}\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def output(site: Path, code: str, *, hook: bool = True) -> str:
+    """What `code` prints; it must succeed and leave stderr empty."""
+    result = start(site, code, hook=hook)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.strip()
+
+
+def test_start_is_silent_and_imports_nothing(site: Path) -> None:
+    before = f"import sys, site, encodings.utf_8_sig; before = set(sys.modules); site.addsitedir({str(site)!r})"
+    assert output(site, f"{before}; print(sorted(set(sys.modules) - before))", hook=False) == "[]"
+
+
+def test_a_python_that_never_imports_lm_eval_never_imports_us(site: Path) -> None:
+    assert output(site, "import json, sys; print('mesa_lm' in sys.modules)") == "False"
+
+
+def test_nothing_changes_where_lm_eval_is_absent(site: Path) -> None:
+    shutil.rmtree(site / "lm_eval")
+    assert output(site, "try: import lm_eval\nexcept ModuleNotFoundError as error: print(error)") == (
+        "No module named 'lm_eval'"
+    )
+
+
+def test_model_is_registered_lazily(site: Path) -> None:
+    code = "import sys, lm_eval.models; from lm_eval.api.registry import model_registry; print(model_registry)"
+    assert output(site, code) == "{'mesa-hf': 'mesa_lm.harness.model:MesaHFLM'}"
+
+
+def test_a_model_that_lm_eval_discovered_itself_stays(site: Path) -> None:
+    discovery = "from lm_eval.api.registry import model_registry\nmodel_registry['mesa-hf'] = 'entry point'\n"
+    write(site / "lm_eval", {"models/__init__.py": discovery})
+    code = "import lm_eval.models; from lm_eval.api.registry import model_registry; print(model_registry)"
+    assert output(site, code) == "{'mesa-hf': 'entry point'}"
+
+
+@pytest.mark.parametrize("first", ["lm_eval.tasks", "lm_eval.evaluator", "mesa_lm", "mesa_lm.harness.task_manager"])
+def test_task_manager_is_ours_everywhere(site: Path, first: str) -> None:
+    assert output(site, f"import {first}\n{IN_USE}") == "\n".join(["mesa_lm.harness.task_manager"] * 3)
+
+
+@pytest.mark.parametrize("first", ["sys", "lm_eval.models, lm_eval.evaluator", "mesa_lm.harness.task_manager"])
+def test_importing_mesa_lm_is_enough_without_the_hook(site: Path, first: str) -> None:
+    code = f"import {first}, mesa_lm\nmesa_lm.install()\n{IN_USE}"
+    model = "import lm_eval.models; from lm_eval.api.registry import model_registry; print(*model_registry)"
+    assert output(site, f"{code}\n{model}", hook=False) == "\n".join(["mesa_lm.harness.task_manager"] * 3 + ["mesa-hf"])
+
+
+def test_watched_modules_keep_their_loader(site: Path) -> None:
+    code = "import inspect, lm_eval.models; print(inspect.getsource(lm_eval.models), type(lm_eval.models.__loader__))"
+    assert output(site, code) == "HERE = __file__\n <class '_frozen_importlib_external.SourceFileLoader'>"
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        ({}, "No module named 'mesa_lm'"),
+        ({"__init__.py": "raise RuntimeError('broken')"}, "broken"),
+        ({"__init__.py": "", "harness/plugin.py": "def"}, "invalid syntax"),
+        ({"__init__.py": "", "harness/plugin.py": "install = None"}, "not callable"),
+    ],
+)
+def test_a_broken_package_breaks_neither_python_nor_lm_eval(site: Path, broken: dict[str, str], fault: str) -> None:
+    shutil.rmtree(site / "mesa_lm")
+    write(site / "mesa_lm", broken)
+    assert output(site, "pass") == ""
+    result = start(site, "import lm_eval.models, lm_eval.evaluator; print(lm_eval.evaluator.TaskManager.__module__)")
+    assert (result.returncode, result.stdout) == (0, "lm_eval.tasks.manager\n")
+    assert result.stderr.startswith("mesa-lm is installed but could not be activated: ")
+    assert fault in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_broken_discovery_leaves_the_stock_task_manager_and_the_model(site: Path) -> None:
+    write(site / "mesa_lm", {"harness/task_manager.py": "raise RuntimeError('broken discovery')"})
+    model = "import lm_eval.models; from lm_eval.api.registry import model_registry; print(*model_registry)"
+    result = start(site, f"{IN_USE}\n{model}")
+    assert result.stdout.splitlines() == ["lm_eval.tasks.manager"] * 3 + ["mesa-hf"]
+    assert result.stderr == ("mesa-lm is installed but could not be activated: RuntimeError('broken discovery')\n")
+
+
+def test_the_hook_is_one_guarded_line() -> None:
+    lines = (PACKAGE / "harness" / "startup.pth").read_text().splitlines()
+    assert [line.split("(")[0] for line in lines if not line.startswith("#")] == ["import sys; exec"]
+
+
+def test_importing_the_real_package_activates_it_cheaply(tmp_path: Path) -> None:
+    code = f"""
+import sys; sys.path[:0] = [{str(PACKAGE.parent)!r}, {sysconfig.get_path("purelib")!r}]
+import mesa_lm
+print(any(type(finder).__module__ == "mesa_lm.harness.plugin" for finder in sys.meta_path))
+print([name for name in ("torch", "transformers", "lm_eval") if name in sys.modules])
+"""
+    assert output(tmp_path, code, hook=False) == "True\n[]"

@@ -1,0 +1,67 @@
+"""The evaluated model's tokenizer and how it counts."""
+
+from pathlib import Path
+
+import pytest
+from conftest import tiny_model
+from lm_eval.models.huggingface import HFLM
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from mesa_lm.errors import ModelError
+from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+
+TEXTS = ["", "a", "a b c", "<s>a b", "  a\n\nb ", "b</s>"]
+
+
+def words(bos: str = "<s>", single: str = "<s> $A") -> PreTrainedTokenizerFast:
+    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3, "b": 4}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    words().save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "pretrained", "model"])
+def test_it_is_the_one_that_the_model_names(folder: Path, name: str) -> None:
+    assert load_tokenizer({"tokenizer": None, name: str(folder)}).get_vocab() == words().get_vocab()
+
+
+def test_tokenizer_goes_before_model(folder: Path) -> None:
+    found = load_tokenizer({"pretrained": "/no/such/folder", "tokenizer": str(folder)})
+    assert found.get_vocab() == words().get_vocab()
+
+
+def test_one_already_loaded_is_used_as_it_is() -> None:
+    tokenizer = words()
+    assert load_tokenizer({"tokenizer": tokenizer}) is tokenizer
+
+
+def test_it_is_loaded_once(folder: Path) -> None:
+    assert load_tokenizer({"pretrained": str(folder)}) is load_tokenizer({"pretrained": str(folder), "dtype": "float"})
+
+
+def test_without_a_model_it_is_the_demo_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesa_lm.harness.tokenizing.MODEL_PATH", folder)
+    assert load_tokenizer({"method": "mesa"}).get_vocab() == words().get_vocab()
+
+
+def test_a_missing_one_is_an_error_of_one_line() -> None:
+    with pytest.raises(ModelError, match="cannot load the tokenizer '/no/such/folder'") as caught:
+        load_tokenizer({"tokenizer": "/no/such/folder"})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+@pytest.mark.parametrize(("bos", "single"), [("<s>", "<s> $A"), ("<s>", "$A </s>"), (None, "$A")])
+def test_counts_are_lm_evals(bos: str, single: str, add_bos_token: bool | None) -> None:
+    tokenizer = words(bos, single)
+    model = HFLM(tiny_model(), tokenizer=tokenizer, add_bos_token=add_bos_token, device="cpu")
+    count = token_counter(tokenizer, add_bos_token)
+    assert [count(text) for text in TEXTS] == [len(model.tok_encode(text)) for text in TEXTS]

@@ -1,0 +1,257 @@
+"""Every model family with every method: against its own code over explicit pairs, and what is refused by name."""
+
+import itertools
+import json
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+import transformers
+from family_oracle import family_logits
+from family_pairs import OPTIONS, pairs_of
+from helpers import decode, pad, random_ids, together_and_alone
+from typer.testing import CliRunner
+from zoo import ALIBI, VARIANTS, T, tiny
+
+import mesa_lm
+from mesa_lm.attention.model_pass import SlidingWindow
+from mesa_lm.cli.main import app
+from mesa_lm.errors import ModelError
+from mesa_lm.harness.shared_context import continuation_logits
+from mesa_lm.models.families import markdown, table
+
+PROMPT, NEW = 61, 3
+# float32 passes against float64; logits are of the order of 5.
+TOLERANCE = 2e-4
+UNSCALED = (*ALIBI, "cohere2")  # no rotary frequencies in the layers that methods change
+SCALING = ("dynamic_ntk", "ntk", "linear", "yarn")
+CELLS = [(v, m) for v, m in itertools.product(VARIANTS, OPTIONS) if not (v in UNSCALED and m in SCALING)]
+
+
+def check_cell(variant, name, prompt=PROMPT, new=NEW):
+    model = tiny(variant)
+    ids = random_ids(prompt + new)
+    with torch.no_grad(), mesa_lm.extrapolate(model, name, **OPTIONS[name]) as handle:
+        logits = decode(model, ids, prompt)
+        bound = handle.method
+    pairs, factor = pairs_of(variant, name, bound, prompt, prompt + new)
+    expected = family_logits(model, ids, pairs, T, factor)
+    torch.testing.assert_close(logits.double(), expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("variant", "name"), CELLS)
+def test_every_cell_equals_the_oracle(variant, name):
+    check_cell(variant, name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_a_method_leaves_alone_is_the_untouched_model(variant):
+    """Origin everywhere; every method on inputs that it leaves alone; and nothing remains after detaching."""
+    model = tiny(variant)
+    short, long = random_ids(T)[None], random_ids(2 * T)[None]
+    with torch.no_grad():
+        before = model(short).logits
+        with mesa_lm.extrapolate(model, "origin"):
+            assert torch.equal(model(short).logits, before)
+        for name in OPTIONS:
+            if name in ("ntk", "linear", "yarn") or (variant in UNSCALED and name in SCALING):
+                continue
+            # Windows of T tokens, so that nothing is beyond them.
+            options = {
+                "rerope": {"window": T, "log_n": False},
+                "leaky_rerope": {"window": T - 1},
+                "stair": {"extrapolated_position": T},
+                "self_extend": {"neighbor_window": T},
+                "lm_infinite": {"n_local": T},
+                "streaming_llm": {"start_size": 2, "recent_size": T},
+                "dual_chunk": {"chunk_size": 2 * T, "local_window": 2},
+            }.get(name, {})
+            with mesa_lm.extrapolate(model, name, **options):
+                assert torch.equal(model(short).logits, before), name
+        assert torch.equal(model(short).logits, before)
+        with mesa_lm.extrapolate(model, "origin"):
+            assert torch.isfinite(model(long).logits).all()  # MPT and GPT-J too, whose tables end at T
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_of_a_batch_are_their_own(variant):
+    """Rows within and beyond T, padded on either side, decoded across T."""
+    model = tiny(variant)
+    rows = [random_ids(length, length) for length in (11, T - 1, 59, 41, 59)]
+    for name, side in (("mesa", "left"), ("rerope", "right")):
+        with torch.no_grad(), mesa_lm.extrapolate(model, name):
+            for batched, alone in together_and_alone(model, rows, side, random_ids(3, 99)):
+                torch.testing.assert_close(batched, alone, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generation_with_and_without_cache_across_the_training_length(variant):
+    """From T - 13 tokens on, the untouched model's cache is taken over, sliding layers' shortened ones included."""
+    model = tiny(variant)
+    options = {"max_new_tokens": 19, "min_new_tokens": 19, "do_sample": False, "pad_token_id": 0}
+    with mesa_lm.extrapolate(model, "rerope", window=11):
+        ids = random_ids(T - 13)[None]
+        cached = model.generate(ids, **options)
+        if variant != "llama-dynamic":  # there every length has its own frequencies, and the cache those of its time
+            assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
+        if variant != "phi3-longrope":  # it drops its cache where the padded batch, not the row, passes T
+            together = model.generate(**pad([ids[0], random_ids(T + 8, 1)], "left"), **options)
+            assert torch.equal(together[0, -19:], cached[0, -19:])
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "phi3-longrope", "llama-dynamic", "cohere2", "mpt"])
+def test_long_prompts_are_run_in_passes(variant, monkeypatch):
+    """Several blocks of middle chunks, several passes, queries in small blocks: as in one."""
+    model, ids = tiny(variant), random_ids(211)
+    rows = pad([ids, ids.flip(0), ids[:97]], "right")
+    for name in ("mesa", "rerope", "lm_infinite"):
+        with torch.no_grad(), mesa_lm.extrapolate(model, name):
+            expected, batch = decode(model, ids, 205), model(**rows).logits
+            with monkeypatch.context() as small:
+                small.setattr("mesa_lm.attention.forward.PASS_TOKENS", 53)
+                small.setattr(SlidingWindow, "block_len", 11)
+                small.setattr(mesa_lm.available_methods()[name], "block_len", 13)
+                torch.testing.assert_close(decode(model, ids, 205), expected, atol=TOLERANCE, rtol=0)
+                torch.testing.assert_close(model(**rows).logits, batch, atol=TOLERANCE, rtol=0)
+
+
+def test_sliding_layers_keep_their_window_beyond_the_training_length():
+    """With a window in every layer, every method is the untouched model, and says so."""
+    model = tiny("mistral-window")
+    ids = random_ids(71)
+    with torch.no_grad():
+        expected = model(ids[None]).logits[0]
+        for name in OPTIONS:
+            with mesa_lm.extrapolate(model, name, **OPTIONS[name]):
+                torch.testing.assert_close(decode(model, ids, 67), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_model_of_windows_only_is_warned_about(caplog):
+    mesa_lm.extrapolate(tiny("mistral-window"), "mesa").remove()
+    assert "the method changes nothing" in caplog.text
+
+
+def test_soft_capping_and_windows_matter():
+    """The oracle tests would say nothing if the tiny models did not depend on these."""
+    ids = random_ids(61)[None]
+    with torch.no_grad():
+        for variant, changes in (("gemma2", {"attn_logit_softcapping": None}), ("gemma2", {"sliding_window": 9})):
+            models = tiny(variant), tiny(variant, **changes)
+            logits = []
+            for model in models:
+                with mesa_lm.extrapolate(model, "mesa"):
+                    logits.append(model(ids).logits)
+            assert (logits[0] - logits[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("variant", UNSCALED)
+def test_scaling_methods_are_refused_without_frequencies(variant):
+    for name in SCALING:
+        with pytest.raises(ModelError, match=f"method '{name}' is not supported on model type .* ha(s|ve) none; supp"):
+            mesa_lm.extrapolate(tiny(variant), name)
+
+
+def test_mesa_on_alibi_needs_no_approximation():
+    """A bias that depends on the key alone, as MPT's own code has it, is the exact one in Mesa's last chunk."""
+    model, ids = tiny("mpt"), random_ids(61)
+    with torch.no_grad(), mesa_lm.extrapolate(model, "mesa") as handle:
+        logits = model(ids[None]).logits[0].double()
+        pairs, _ = pairs_of("mpt", "mesa", handle.method, 61, 61)
+        last = handle.method.layout(61).last_start
+    by_key = pairs.distance.clone()
+    by_key[last:] = by_key[-1]
+    approximate = family_logits(model, ids, pairs._replace(distance=by_key), T)
+    torch.testing.assert_close(logits[last:], approximate[last:], atol=TOLERANCE, rtol=0)
+
+
+def test_a_bias_by_key_alone_would_disturb_methods_that_weave_every_query():
+    """What MPT's code builds, one bias for all queries, is right for the last query of ReRoPE and wrong before."""
+    model, ids = tiny("mpt"), random_ids(61)
+    with torch.no_grad(), mesa_lm.extrapolate(model, "rerope", window=5, log_n=False):
+        logits = model(ids[None]).logits[0].double()
+    pairs = oracles.rerope_pairs(61, 61, T=T, w=5, logn=False)
+    approximate = pairs._replace(distance=pairs.distance[-1:].expand(61, -1))
+    first_layer_only = tiny("mpt", n_layers=1)
+    with torch.no_grad(), mesa_lm.extrapolate(first_layer_only, "rerope", window=5, log_n=False):
+        exact = first_layer_only(ids[None]).logits[0].double()
+    error = (family_logits(first_layer_only, ids, approximate, T) - exact).abs().amax(-1)
+    assert error[-1] < TOLERANCE < 0.5 < error[:-5].median()
+    assert (family_logits(model, ids, approximate, T) - logits)[-1].abs().max() > 0.1
+
+
+def test_unknown_attention_is_refused_by_name():
+    class FlashyAttention(type(tiny("llama").model.layers[0].self_attn)):
+        pass
+
+    model = tiny("llama")
+    model.model.layers[1].self_attn.__class__ = FlashyAttention
+    with pytest.raises(ModelError, match=r"FlashyAttention at 'model.layers.1.self_attn' is not one that methods"):
+        mesa_lm.extrapolate(model, "mesa")
+    model = tiny("llama")
+    model.model.layers[1].self_attn = torch.nn.Identity()
+    with pytest.raises(ModelError, match=r"2 layers, but attention modules were found in layers \[0\]"):
+        mesa_lm.extrapolate(model, "mesa")
+    with mesa_lm.extrapolate(model, "origin"):
+        pass  # a failed attempt leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (transformers.DeepseekV3Config(), "'deepseek_v3' is not supported .latent attention"),
+        (transformers.DeepseekV2Config(), "'deepseek_v2' is not supported .latent attention"),
+        (transformers.GptOssConfig(), "'gpt_oss' is not supported .attention sinks"),
+        (transformers.GPT2Config(), "'gpt2' is not supported; supported are llama"),
+        (transformers.Gemma2Config(use_bidirectional_attention=True), "with use_bidirectional_attention"),
+        (
+            transformers.Qwen2Config(
+                use_sliding_window=True, sliding_window=7, num_hidden_layers=2, layer_types=["chunked_attention"] * 2
+            ),
+            "a layer of type 'chunked_attention'",
+        ),
+        (transformers.FalconConfig(alibi=True, attn_implementation="eager"), "adds the bias twice"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_what_is_not_understood_is_refused_before_loading(config, message):
+    with pytest.raises(ModelError, match=message):
+        mesa_lm.check_supported(config, mesa_lm.Mesa())
+
+
+def test_the_documented_table_is_the_code_s():
+    documented = (Path(mesa_lm.__file__).parents[1] / "docs" / "families.md").read_text()
+    assert markdown(table()) in documented
+    tested = {tiny(v).config.model_type for v in VARIANTS} | {"baichuan"}  # in test_remote.py
+    assert {row.model_type for row in table() if row.position} == tested
+
+
+def test_the_command_prints_the_table():
+    runner = CliRunner()
+    assert runner.invoke(app, ["methods", "--families"]).output.strip() == markdown(table())
+    rows = json.loads(runner.invoke(app, ["methods", "--families", "--json"]).output)
+    assert [row["model_type"] for row in rows] == [row.model_type for row in table()]
+    refused = {(row["model_type"], name) for row in rows for name, why in row["refusals"].items() if why}
+    assert ("mpt", "yarn") in refused and ("mpt", "mesa") not in refused and ("deepseek_v2", "mesa") in refused
+
+
+def test_stale_dynamic_ntk_is_refused_where_cached_keys_follow_the_length():
+    with pytest.raises(ModelError, match="cached_keys=stale is not supported on rope_type 'dynamic'"):
+        mesa_lm.extrapolate(tiny("llama-dynamic"), "dynamic_ntk", cached_keys="stale")
+
+
+@pytest.mark.parametrize(("variant", "method"), CELLS)
+def test_continuations_share_a_prefill_only_where_they_may(variant, method):
+    """What `keeps_beginnings` allows gives the logits of passes of their own."""
+    model = tiny(variant)
+    with mesa_lm.extrapolate(model, method, **OPTIONS[method]) as handle, torch.no_grad():
+        if not handle.keeps_beginnings:
+            assert method in ("mesa", "dynamic_ntk") or not handle._layers.share_chunks
+            return
+        context = random_ids(PROMPT, seed=3).tolist()
+        continuations = [[7, 11, 13], [5], [7, 11, 13, 17, 19]]
+        shared = list(continuation_logits(model, context, continuations, torch.device("cpu")))
+        for continuation, logits in zip(continuations, shared, strict=True):
+            row = torch.tensor([[*context, *continuation[:-1]]])
+            own = model(row, use_cache=False).logits[0, -len(continuation) :]
+            torch.testing.assert_close(logits, own, atol=TOLERANCE, rtol=0)

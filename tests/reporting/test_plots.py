@@ -1,0 +1,161 @@
+"""Pictures of a metric against length."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from result_cells import line
+
+from mesa_lm.errors import UsageError
+from mesa_lm.reporting import plots
+from mesa_lm.reporting.results import Cell
+
+MESA = line({512: 1.0, 1024: 0.9, 4096: 0.95})
+ORIGIN = line({512: 1.0, 1024: 0.0}, method="origin")
+LOSS = {"metric": "nll", "stderr": 0.1, "higher_is_better": False}
+
+
+def axes_of(cells: list[Cell]) -> Axes:
+    (axes,) = plots._figure(cells).axes
+    return axes
+
+
+def labels_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_axes_of_an_accuracy() -> None:
+    axes = axes_of(MESA + ORIGIN)
+
+    assert axes.get_xscale() == "log"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["512", "1k", "4k"]
+    assert axes.get_ylim() == (0, 1)
+    assert axes.yaxis.get_major_formatter()(0.4) == "40 %"
+    assert axes.get_xlabel() == "input length (tokens)"
+    assert axes.get_title(loc="left").strip() == "passkey_long: accuracy by input length"
+    assert axes.texts[0].get_text() == "model base; 20 samples per length; bands: 95 % confidence"
+
+
+def test_ticks_of_a_time_below_a_second_are_plain() -> None:
+    axes = axes_of(line({512: 0.3, 1024: 0.7}, metric="prefill_s", higher_is_better=False))
+
+    labels = axes.yaxis.get_minor_formatter().format_ticks(axes.yaxis.get_minorticklocs())
+    assert {"0.3", "0.6"} < set(labels)
+    assert not any("e" in label for label in labels)
+
+
+def test_axes_of_a_loss() -> None:
+    axes = axes_of(line({512: 3.1, 1024: 0.2}, **LOSS))
+
+    assert axes.get_ylabel() == "mean NLL (nats per token)"
+    assert axes.get_ylim()[1] > 3.1
+    assert axes.yaxis.get_major_formatter()(3.0) != "300 %"
+    assert "lower is better" in axes.texts[0].get_text()
+
+
+def test_a_score_between_0_and_1_is_drawn_in_percent() -> None:
+    axes = axes_of(line({512: 0.973, 1024: 0.413}, metric="rouge_l", stderr=0.02))
+
+    assert axes.get_ylabel() == "rouge l"
+    assert axes.get_ylim() == (0, 1)
+    for container in axes.containers:
+        for segment in container[2][0].get_segments():
+            assert segment[:, 1].max() <= 1
+
+
+def test_lines_hold_the_values_beside_each_other() -> None:
+    containers = axes_of(MESA + ORIGIN).containers
+    lines = {str(container.get_label()): container[0] for container in containers}
+
+    assert list(lines) == ["origin", "mesa"]
+    assert list(lines["mesa"].get_ydata()) == [1.0, 0.9, 0.95]
+    assert list(lines["mesa"].get_xdata()) == pytest.approx([512, 1024, 4096], rel=0.03)
+    assert list(lines["origin"].get_xdata()) < list(lines["mesa"].get_xdata())
+    assert lines["origin"].get_marker() != lines["mesa"].get_marker()
+    assert lines["origin"].get_color() != lines["mesa"].get_color()
+
+
+def test_training_length_is_marked_inside_the_axes() -> None:
+    figure = plots._figure(line({3000: 0.9}))
+    (axes,) = figure.axes
+
+    assert labels_of(figure) == ["training length T = 512", "mesa"]
+    low, high = axes.get_xlim()
+    assert low < 512 < 3000 < high
+
+
+def test_unknown_training_length_and_intervals_are_not_drawn() -> None:
+    figure = plots._figure(line({512: 3.0}, **LOSS | {"stderr": None, "samples": None, "train_length": None}))
+
+    assert labels_of(figure) == ["mesa"]
+    assert figure.axes[0].texts[0].get_text() == "model base; lower is better"
+
+
+def test_models_are_told_apart() -> None:
+    figure = plots._figure(line({512: 1.0}, model="a/base") + line({512: 1.0}, model="b/base", samples=30))
+
+    assert labels_of(figure)[1:] == ["a/base: mesa", "b/base: mesa"]
+    assert figure.axes[0].texts[0].get_text() == "20 to 30 samples per length; bands: 95 % confidence"
+
+
+def test_56_lines_look_different() -> None:
+    cells = [cell for index in range(56) for cell in line({512: 1.0}, method=f"method{index:02}")]
+    looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axes_of(cells).containers}
+
+    assert len(looks) == 56
+
+
+def test_dense_lengths_keep_their_labels_and_points_apart() -> None:
+    lengths = {1024 * step: 1.0 for step in range(1, 17)}
+    figure = plots._figure(line(lengths) + line(lengths, method="origin") + line(lengths, method="rerope"))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+
+    assert {"1k", "2k", "4k", "8k", "16k"} <= {label.get_text() for label in axes.get_xticklabels()}
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    places = sorted(x for container in axes.containers for x in container[0].get_xdata())
+    assert places[-3] > 15.5 * 1024 > places[-4]
+
+
+@pytest.mark.parametrize(
+    "method", ["m", "mesa (" + ", ".join(f"parameter_{i}={i}" for i in range(12)) + ")", "x" * 200]
+)
+@pytest.mark.parametrize("models", [1, 2, 5])
+def test_nothing_is_clipped(method: str, models: int) -> None:
+    cells = [cell for i in range(models) for cell in line({512: 1.0, 1024: 0.0}, model=f"model-{i}", method=method)]
+    figure = plots._figure(cells + line({512: 1.0}, model="model-0", method="origin"))
+    figure.draw_without_rendering()
+    page, legend = figure.bbox, figure.legends[0].get_window_extent()
+    (axes,) = figure.axes
+
+    assert page.x0 <= legend.x0 and legend.x1 <= page.x1
+    assert legend.y1 < axes.xaxis.label.get_window_extent().y0
+    assert axes.get_window_extent().height > page.height / 3
+
+
+@pytest.mark.parametrize(
+    ("suffix", "head"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF"), (".PNG", b"\x89PNG")]
+)
+def test_draw_writes_the_same_file_again(tmp_path: Path, suffix: str, head: bytes) -> None:
+    paths = [tmp_path / "new" / f"{name}{suffix}" for name in "ab"]
+    for path in paths:
+        plots.draw(MESA + ORIGIN, path)
+
+    assert paths[0].read_bytes().startswith(head)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["picture.gif", "picture"])
+def test_unknown_suffix(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"suffix '(.gif|)' \(allowed: .png, .svg, .pdf\)"):
+        plots.draw(MESA, tmp_path / name)
+
+
+def test_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(UsageError, match="cannot be written"):
+        plots.draw(MESA, tmp_path / "file" / "picture.png")

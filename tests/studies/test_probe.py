@@ -1,0 +1,387 @@
+"""The probe: recorded states, jumps and crossings, measured failure, and the command."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
+
+import mesa_lm
+from mesa_lm.cli import main as cli
+from mesa_lm.errors import MethodError, ModelError, UsageError
+from mesa_lm.studies.probe import figures, measure, run
+from mesa_lm.studies.probe.measure import Curve
+from mesa_lm.studies.probe.predict import Jump, crossing, find_jumps, predicted_length
+from mesa_lm.studies.probe.profile import Profile, chosen_layers, decoder_layers, record
+from mesa_lm.studies.probe.report import Report, as_json
+
+T = 41
+TOKENS = torch.randint(2, 59, (101,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token for each printable character and a start token."""
+    vocabulary = {"<s>": 1, **{chr(32 + code): 2 + code for code in range(95)}, "?": 97}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="~", unk_token="?")
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(train_length=T, vocab_size=101).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def states(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    """Return the states after each layer but the last, which transformers gives normalised, (layers, len, hidden)."""
+    with torch.no_grad():
+        hidden = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    return torch.cat(hidden[1:-1])
+
+
+def profile(*rows: list[float], train_length: int = 32) -> Profile:
+    """Return one layer whose dimensions have these values, one for each block of two tokens."""
+    blocks = len(rows[0])
+    return Profile(values=torch.tensor(rows).T[None], starts=list(range(0, 2 * blocks, 2)), train_length=train_length)
+
+
+WOBBLE = [0.0, 0.1] * 4
+FLAT = [1.0] * 40
+STEP = WOBBLE * 2 + [2.0 + value for value in WOBBLE * 3]
+FALL = [-2 * value for value in STEP]
+
+
+def test_profile_of_origin_holds_the_means_of_the_models_own_states() -> None:
+    model = tiny_model(train_length=T)
+    recorded = record(model, mesa_lm.Origin(), TOKENS, [0], T)
+
+    assert recorded.starts == [0, *range(1, 101, 2)]  # T // 16 = 2 tokens, one of the blocks starting at T = 41
+    assert recorded.starts[recorded.boundary] == T
+    expected = states(model, TOKENS)[0]
+    for block, start in enumerate(recorded.starts):
+        end = recorded.starts[block + 1] if block + 1 < len(recorded.starts) else len(TOKENS)
+        torch.testing.assert_close(recorded.values[0, block], expected[start:end].mean(0))
+
+
+@pytest.mark.parametrize("name", list(mesa_lm.available_methods()))
+def test_profile_of_every_method_covers_each_position(name: str) -> None:
+    model = tiny_model(train_length=T)
+    recorded = record(model, mesa_lm.make_method(name), TOKENS, [0, 1], T)
+
+    assert recorded.values.shape == (2, 51, 24)
+    assert bool(recorded.values.abs().sum(-1).all())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_profile_of_mesa_puts_states_at_their_input_positions() -> None:
+    model = tiny_model(train_length=T)
+    recorded = record(model, mesa_lm.Mesa(first_chunk=7, chunk_width=10, last_chunk=11), TOKENS, [0], T)
+
+    # The chunk of positions 27..36 sees the first chunk and itself, as in the sequence of just these tokens.
+    expected = states(model, TOKENS[:7] + TOKENS[27:37])[0, 7:]
+    block = recorded.starts.index(29)
+    torch.testing.assert_close(recorded.values[0, block], expected[2:4].mean(0))
+
+
+def test_hooks_are_removed_after_an_error() -> None:
+    model = tiny_model(train_length=T)
+    with pytest.raises(MethodError):
+        record(model, mesa_lm.Mesa(first_chunk=T), TOKENS, [0], T)
+    with pytest.raises(IndexError):
+        record(model, mesa_lm.Origin(), [10**6] * 99, [0], T)
+
+    assert not any(module._forward_hooks for module in model.modules())
+    assert "_mesa_handle" not in model.__dict__
+
+
+def test_decoder_layers_in_order_and_a_model_without_them() -> None:
+    model = tiny_model()
+    assert decoder_layers(model) == list(model.model.layers)
+
+    model.config.num_hidden_layers = 3
+    with pytest.raises(ModelError, match="no list of 3 decoder layers found in a model of type 'llama'"):
+        decoder_layers(model)
+
+
+def test_chosen_layers() -> None:
+    assert chosen_layers(None, 3) == [0, 1, 2]
+    assert chosen_layers("2, 0,2", 3) == [0, 2]
+    for wrong in ("3", "-1", "x", "", "0;1"):
+        with pytest.raises(UsageError, match=f"from 0 to 2, separated by commas; found '{wrong}'"):
+            chosen_layers(wrong, 3)
+
+
+def test_a_training_length_too_short_for_blocks() -> None:
+    with pytest.raises(ModelError, match="at least 16 tokens; found 11"):
+        record(tiny_model(train_length=11), mesa_lm.Origin(), TOKENS[:40], [0], 11)
+
+
+def test_jumps_are_ranked_and_their_threshold_lies_at_the_value_at_t() -> None:
+    small = [value if value < 1 else value - 1.5 for value in STEP]
+    jumps = find_jumps(profile(FLAT, small, FALL), [5], top=9)
+
+    assert [(jump.layer, jump.dimension) for jump in jumps] == [(5, 2), (5, 1)]
+    assert jumps[0].score > jumps[1].score > 1
+    assert jumps[0].below == pytest.approx(-0.1)
+    assert jumps[0].above == pytest.approx(-4.1)
+    assert jumps[0].threshold == pytest.approx(-2.1)
+    assert jumps[0].departure(torch.tensor([-0.1, -2.1, -4.1])).tolist() == pytest.approx([-1, 0, 1])
+    assert len(find_jumps(profile(FLAT, small, FALL), [5], top=1)) == 1
+
+
+def test_score_is_the_difference_in_spreads() -> None:
+    (jump,) = find_jumps(profile(STEP), [0], top=1)
+
+    spread = torch.tensor(WOBBLE).std().item()
+    assert jump.score == pytest.approx(2.0 / (2 * spread + 1e-3 * 0.05), rel=1e-4)
+
+
+def test_no_dimension_jumps() -> None:
+    with pytest.raises(UsageError, match="no dimension jumps at T=32: the highest score is 0.00"):
+        find_jumps(profile(FLAT), [0], top=3)
+
+
+def test_crossing_must_last_and_counts_from_t_on() -> None:
+    jump = Jump(layer=0, dimension=0, score=2.0, below=0.0, above=2.0)
+    before = [3.0] * 16  # beyond the threshold, but within T
+
+    assert crossing(profile([*before, 0.0, 2.0, 0.0, 2.0, 2.0]), [0], jump) == 38
+    assert crossing(profile([*before, 2.0, 2.0, 0.0]), [0], jump) == 32
+    assert crossing(profile([*before, 0.0, 2.0, 0.0, 2.0]), [0], jump) is None
+    falling = replace(jump, below=2.0, above=0.0)
+    assert crossing(profile([*before, 2.0, 0.0, 0.0]), [0], falling) == 34
+
+
+def test_predicted_length_is_where_half_the_dimensions_have_crossed() -> None:
+    assert predicted_length([700, None, 600]) == 700
+    assert predicted_length([700, 600, None, None]) == 700
+    assert predicted_length([None, 600, None]) is None
+    assert predicted_length([512]) == 512
+
+
+def test_lengths_to_measure_at() -> None:
+    assert measure.lengths_up_to(512, 4) == [512, 645, 813, 1024, 1290, 1625, 2048]
+    assert measure.lengths_up_to(512, 3)[-1] == 1290
+
+
+def test_measuring_stops_at_the_failure() -> None:
+    values = {1: 0.9, 2: 0.4, 3: 0.9}
+
+    assert measure.until_failure([1, 2, 3], values.__getitem__, lambda value: value < 0.5) == Curve(
+        values={1: 0.9, 2: 0.4}, failed_at=2
+    )
+    assert measure.until_failure([1, 3], values.__getitem__, lambda value: value < 0.5).failed_at is None
+
+
+def test_loss_of_the_last_tokens_equals_the_models_own() -> None:
+    model = tiny_model(train_length=T)
+    rows = [TOKENS[:61], TOKENS[7:68]]
+    with torch.no_grad():
+        logits = model(torch.tensor(rows)).logits
+    wanted = torch.tensor(rows)[:, -20:]
+    expected = -logits[:, -21:-1].log_softmax(-1).gather(-1, wanted[..., None]).mean()
+
+    assert measure._tail_nll(model, rows, 20) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_answers_do_not_depend_on_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model(train_length=T, vocab_size=101), tiny_tokenizer()
+    rows = [TOKENS[:30], TOKENS[40:67]]
+    together = measure._generate(model, tokenizer, rows)
+    monkeypatch.setattr(measure, "BATCH_TOKENS", 1)
+
+    alone = measure._generate(model, tokenizer, rows)
+    for left, right in zip(together, alone, strict=True):
+        common = min(len(left), len(right))
+        assert left[:common] == right[:common]
+        assert common > 0
+
+
+def test_tail_curves_keep_the_scored_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[list[int]]] = []
+
+    def loss(model: object, rows: list[list[int]], tail: int) -> float:
+        assert tail == 20
+        seen.append(rows)
+        return 1.0 if len(rows[0]) <= T else 1.6
+
+    monkeypatch.setattr(measure, "_tail_nll", loss)
+    methods = {"origin": mesa_lm.Origin()}
+    curves = measure.tail_curves(tiny_model(train_length=T), tiny_tokenizer(), methods, [T, 61, 79], 2)
+
+    assert curves == {"origin": Curve(values={T: 1.0, 61: 1.6}, failed_at=61)}
+    assert [len(rows[0]) for rows in seen] == [T, T, 61]
+    assert all(row[0] == 1 for rows in seen for row in rows)
+    assert seen[-1][0][-40:] == seen[0][0][-40:]
+
+
+def save_results(path: Path, method: str, values: dict[int, float], **arguments: str) -> None:
+    """Write what lm-eval would for an accuracy of each length."""
+    names = {f"passkey_long_{length}": length for length in values}
+    content = {
+        "results": {name: {"acc,none": values[length], "sample_len": 10} for name, length in names.items()},
+        "configs": {name: {"dataset_kwargs": {"length": length}} for name, length in names.items()},
+        "config": {"model": "mesa-hf", "model_args": {"method": method, **arguments}},
+    }
+    path.write_text(json.dumps(content))
+
+
+def test_passkey_accuracy_from_results(tmp_path: Path) -> None:
+    save_results(tmp_path / "a.json", "origin", {20: 0.3, 40: 1.0, 80: 0.5, 160: 0.4})
+    save_results(tmp_path / "b.json", "mesa", {40: 1.0, 160: 0.9})
+    curves = measure.saved_passkey_curves(tmp_path, ["origin", "mesa", "rerope"], T)
+
+    assert {name: curve.failed_at for name, curve in curves.items()} == {"origin": 160, "mesa": None}
+    assert curves["mesa"].values == {40: 1.0, 160: 0.9}
+
+
+def test_results_that_cannot_be_used(tmp_path: Path) -> None:
+    save_results(tmp_path / "a.json", "origin", {160: 0.4})
+    with pytest.raises(UsageError, match="no accuracy of origin at T=41 or below"):
+        measure.saved_passkey_curves(tmp_path, ["origin"], T)
+
+    save_results(tmp_path / "a.json", "origin", {40: 0.4})
+    assert measure.saved_passkey_curves(tmp_path, ["origin"], T) == {}
+
+    save_results(tmp_path / "b.json", "origin", {40: 0.4}, pretrained="other")
+    with pytest.raises(UsageError, match="one model are needed; found demo, other"):
+        measure.saved_passkey_curves(tmp_path, ["origin"], T)
+
+
+def test_repeated_tokens_have_the_length_asked_for() -> None:
+    tokenizer = tiny_tokenizer()
+    tokens = run.repeated_tokens(tokenizer, "abc", 50)
+
+    assert len(tokens) == 50
+    assert tokens == tokenizer("abc " * 20)["input_ids"][:50]
+    assert len(run.repeated_tokens(tokenizer, "a", 301)) == 301
+    with pytest.raises(UsageError, match="must not be empty; found ' '"):
+        run.repeated_tokens(tokenizer, " ", 50)
+
+
+def test_texts_that_cannot_be_used(tmp_path: Path) -> None:
+    tokenizer, path = tiny_tokenizer(), tmp_path / "text.txt"
+    path.write_text("abc" * 10)
+
+    assert run.file_tokens(tokenizer, path, 31) == tokenizer("abc" * 10)["input_ids"]
+    with pytest.raises(UsageError, match="has 31 tokens, needed are 32"):
+        run.file_tokens(tokenizer, path, 32)
+    path.write_text(" \n")
+    with pytest.raises(UsageError, match="the text is empty"):
+        run.file_tokens(tokenizer, path, 32)
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UsageError, match="cannot be read as text"):
+        run.file_tokens(tokenizer, path, 32)
+    with pytest.raises(UsageError, match="cannot be read as text"):
+        run.file_tokens(tokenizer, tmp_path / "none", 32)
+
+
+def report(**changes: dict[str, Curve]) -> Report:
+    origin, steady = profile(STEP, FALL), profile(FLAT, [0.0] * 40)
+    return Report(
+        model="demo",
+        text="'hello' repeated",
+        train_length=32,
+        length=80,
+        layers=[0],
+        jumps=find_jumps(origin, [0], 2),
+        profiles={"origin": origin, "mesa": steady},
+        passkey=changes.get("passkey", {"origin": Curve(values={32: 1.0, 64: 0.0}, failed_at=64)}),
+        tail_nll=changes.get("tail_nll", {}),
+    )
+
+
+def test_report_as_json() -> None:
+    saved = json.loads(json.dumps(as_json(report())))
+
+    assert saved["methods"]["origin"] == {
+        "predicted": 32,
+        "crossings": [32, 32],
+        "passkey": {"values": {"32": 1.0, "64": 0.0}, "failed_at": 64},
+        "tail_nll": None,
+    }
+    assert saved["methods"]["mesa"]["predicted"] is None
+    assert saved["agreement"] == {"passkey": {"right": 1, "holding": 0, "measured": 1}}
+    assert {entry["dimension"] for entry in saved["dimensions"]} == {0, 1}
+    assert all(math.isclose(e["threshold"], (e["below"] + e["above"]) / 2) for e in saved["dimensions"])
+
+
+def test_agreement_needs_both_or_neither_to_fail() -> None:
+    fails, holds = Curve(values={}, failed_at=65), Curve(values={}, failed_at=None)
+
+    assert report().agreement({"origin": fails, "mesa": holds}) == (1, 1, 2)
+    assert report().agreement({"origin": holds, "mesa": fails}) == (0, 1, 2)
+
+
+def test_pictures_are_the_same_again(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        paths = figures.draw_all(report(), folder)
+        assert [path.name for path in paths] == [
+            f"probe_{name}{suffix}" for name in ("values", "heat", "lengths") for suffix in (".png", ".svg")
+        ]
+    for path in paths:
+        assert path.read_bytes() == (folders[0] / path.name).read_bytes()
+
+
+def test_pictures_show_each_method_with_threshold_and_t() -> None:
+    panels = {axes.get_title(): axes for axes in figures._values(report()).axes}
+
+    assert list(panels) == ["origin", "mesa"]
+    value, threshold, train_length, mark = panels["origin"].lines
+    assert value.get_ydata()[0] == pytest.approx(report().profiles["origin"].values[0, 0, report().jumps[0].dimension])
+    assert threshold.get_ydata()[0] == pytest.approx(report().jumps[0].threshold)
+    assert (train_length.get_xdata()[0], mark.get_xdata()[0]) == (32, 32)
+    assert len(panels["mesa"].lines) == 3
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, ["probe", *map(str, arguments)], prog_name="mesa-lm", catch_exceptions=False)
+
+
+def test_command_writes_everything(saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesa_lm.studies.probe.predict.MIN_SCORE", 0.0)
+    text = tmp_path / "text.txt"
+    text.write_text("Some words, not all alike. " * 20)
+    options = ("--model", saved_model, "--text", text, "--multiple", 2, "--samples", 0, "--top", 3, "--out", tmp_path)
+
+    shown = invoke(*options, "--json").stdout
+    saved = json.loads((tmp_path / "probe.json").read_text())
+    assert json.loads(shown) == saved
+    assert list(saved["methods"]) == list(mesa_lm.available_methods())
+    assert len(saved["dimensions"]) == 3
+    assert (saved["train_length"], saved["length"], saved["agreement"]) == (T, 2 * T, {})
+    assert (tmp_path / "probe_heat.svg").exists()
+
+    shown = invoke(*options, "--method", "mesa", "--layers", "1").stdout
+    assert "origin" in shown and "mesa" in shown and "rerope" not in shown
+    assert "not" in shown
+
+
+def test_wrong_input_is_told_in_one_line(saved_model: Path, tmp_path: Path) -> None:
+    options = ("--model", saved_model, "--out", tmp_path, "--samples", 0)
+    for error, message, wrong in (
+        (MethodError, "unknown method 'messa'; did you mean 'mesa'", ("--method", "messa")),
+        (UsageError, "layers must be numbers from 0 to 1", ("--layers", "2")),
+        (UsageError, "word to repeat must not be empty", ("--word", "")),
+        (UsageError, "--word or --text, not both", ("--word", "a", "--text", tmp_path / "x")),
+        (UsageError, "cannot be read", ("--text", tmp_path / "x")),
+        (UsageError, "no such file", ("--results", tmp_path / "x")),
+    ):
+        with pytest.raises(error, match=message) as raised:
+            invoke(*options, *wrong)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(ModelError, match="no model at"):
+        invoke("--model", tmp_path / "none", "--out", tmp_path)
+    assert invoke(*options, "--multiple", 1).exit_code == 2

@@ -1,0 +1,64 @@
+"""The commands of docs/suites.md: their tasks, options, methods and parameters exist."""
+
+import json
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import typer.main
+from lm_eval.utils import simple_parse_args_string
+
+from mesa_lm.cli import main as cli
+from mesa_lm.harness.model import HF_KEYWORDS
+from mesa_lm.harness.model_args import split_model_args
+from mesa_lm.harness.task_manager import TaskManager
+
+PAGE = Path(__file__).parents[2] / "docs" / "suites.md"
+HOST_OPTIONS = {"--model", "--model_args", "--tasks", "--output_path", "--log_samples", "--metadata"}
+
+
+def commands():
+    """Each command of the page as its words, with the block's variables put in."""
+    for block in re.findall(r"```\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
+        variables = dict(re.findall(r"^(\w+)=(\S+)$", block, flags=re.MULTILINE))
+        for line in block.replace("\\\n", " ").splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            if not re.fullmatch(r"\w+=\S+", line):
+                yield shlex.split(line)
+
+
+EVALUATIONS = [words for words in commands() if words[0] == "lm_eval"]
+TOOLS = [words for words in commands() if words[0] == "mesa-lm"]
+
+
+def test_every_command_is_one_or_the_other():
+    assert len(EVALUATIONS) > 10 and len(TOOLS) > 4
+    assert len(EVALUATIONS) + len(TOOLS) == len(list(commands()))
+
+
+@pytest.fixture(scope="module")
+def task_manager():
+    return TaskManager()
+
+
+@pytest.mark.parametrize("words", EVALUATIONS, ids=" ".join)
+def test_evaluations_name_tasks_and_methods_that_exist(words, task_manager):
+    assert {word for word in words if word.startswith("--")} <= HOST_OPTIONS
+    options = dict(pairwise(words))
+    assert options["--model"] == "mesa-hf"
+    arguments = simple_parse_args_string(options["--model_args"])
+    others = split_model_args(arguments.pop("method"), arguments, HF_KEYWORDS).others
+    assert set(others) == {"pretrained", "dtype"}
+    task_manager.metadata = json.loads(options.get("--metadata", "{}"))
+    tasks = options["--tasks"].split(",")
+    assert set(task_manager.match_tasks(tasks)) == set(tasks)
+
+
+@pytest.mark.parametrize("words", TOOLS, ids=" ".join)
+def test_tools_have_the_options_used(words):
+    command = typer.main.get_command(cli.app).commands[words[1]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
