@@ -1,6 +1,6 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: run test check lint types demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval bench-gpu wheel hook-cost
+.PHONY: run test check lint types doc-tables demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval bench-gpu wheel hook-cost
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -22,6 +22,10 @@ lint: .venv/installed-dev
 
 types: .venv/installed-dev
 	$(BIN)/mypy
+
+# The tables of docs/ that follow from declarations.
+doc-tables: .venv/installed
+	$(BIN)/python -m mesa_lm.pipelines.development.doc_tables docs
 
 demo-model: .venv/installed
 	$(BIN)/python -m mesa_lm.pipelines.development.train_demo_model mesa_lm/demo/model
