@@ -5,7 +5,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from mesa_lm.errors import UsageError
-from mesa_lm.harness import untruncated as scoring
+from mesa_lm.harness import scoring
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.shared_context import with_shared_context
 from mesa_lm.methods.registry import make_method
@@ -111,7 +111,10 @@ def test_short_contexts_and_those_that_max_length_cuts_share_nothing(monkeypatch
 def test_nothing_is_shared_where_several_processes_must_make_equal_calls(monkeypatch):
     lm = model("rerope", batch_size=1)
     monkeypatch.setattr(lm, "_world_size", 2)
-    assert lm._with_shared_context([(None, [1] * 600, [2]), (None, [1] * 600, [3, 4])]) == {}
+    monkeypatch.setattr(lm, "all_gather", lambda tensor: tensor)
+    seen = tokens_run(lm, monkeypatch)
+    lm.loglikelihood(requests(*((DOCUMENT, choice) for choice in CHOICES)))
+    assert len(seen) > 0 and sum(seen) >= len(set(CHOICES)) * len(lm.tok_encode(DOCUMENT))
 
 
 def test_a_method_that_is_switched_to_decides(monkeypatch):

@@ -8,8 +8,8 @@ from types import ModuleType
 import oracles
 import pytest
 import torch
-from conftest import tiny_model
 from helpers import decode, random_ids
+from tiny_models import tiny_model
 
 import mesa_lm
 

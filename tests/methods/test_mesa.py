@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
 from helpers import decode, pad, random_ids, together_and_alone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import dense_logits, mesa_pairs
+from tiny_models import FAMILIES, tiny_model
 
 import mesa_lm
 from mesa_lm.attention.cache import WovenCache

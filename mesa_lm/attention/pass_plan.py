@@ -1,0 +1,198 @@
+"""Which passes a call takes: the one place that decides it.
+
+Every row of the batch is treated by its own length; padding is skipped, not computed.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mesa_lm.attention.band_pass import BandPass
+from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.call import ForwardCall, WantedLogits
+from mesa_lm.attention.chunk_pass import ChunkPass, StoredChunkPass, WindowedChunkPass
+from mesa_lm.attention.chunk_store import ChunkStore, split_by_store
+from mesa_lm.attention.dense_pass import DensePass
+from mesa_lm.attention.layer_groups import LayerGroup, Layers
+from mesa_lm.attention.model_pass import GroupPass, ModelPass, NewTokens
+from mesa_lm.attention.window import LayerWindow
+from mesa_lm.errors import ModelError
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.geometry import Block, Extent, Weave
+
+# Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
+PASS_TOKENS = 8192
+
+
+class PlannedPass(NamedTuple):
+    """A pass that is to be run now.
+
+    Attributes:
+        model_pass: What the model's attention layers call.
+        rows: (rows of the pass,) batch row of each.
+        columns: (rows of the pass, len) input columns of its tokens.
+    """
+
+    model_pass: ModelPass[GroupPass]
+    rows: Tensor
+    columns: Tensor
+
+
+class PassPlan:
+    """The passes of one call of an extrapolated model's forward.
+
+    Attributes:
+        cache: What they fill.
+    """
+
+    def __init__(
+        self, call: ForwardCall, wanted: WantedLogits, method: Method, layers: Layers, store: ChunkStore | None = None
+    ) -> None:
+        """Look at the call; nothing is computed yet.
+
+        Args:
+            call: The call.
+            wanted: The logits that it asks for.
+            method: Bound to the model.
+            layers: The model's layers.
+            store: Of middle chunks that prompts may share; None: none.
+
+        Raises:
+            ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
+        """
+        cached, self._columns = call.columns()
+        self.cache = _cache_of(call, cached, method, layers)
+        self._call, self._wanted, self._method, self._layers = call, wanted, method, layers
+        self._store = store if call.input_ids is not None and layers.share_chunks else None
+        # With bands, tokens see the same in one pass and in several.
+        self._longest_piece = PASS_TOKENS if method.has_bands else method.longest_append or call.new
+
+    def passes(self) -> Iterator[PlannedPass]:
+        """Yield each pass; it must have been run and finished before the next one is asked for."""
+        kinds = [(self.cache.rows[row].length == 0, len(own)) for row, own in enumerate(self._columns)]
+        for is_prompt, count in sorted(set(kinds)):
+            if count == 0:
+                continue
+            alike = [row for row, kind in enumerate(kinds) if kind == (is_prompt, count)]
+            passes = self._prefill if is_prompt else self._append
+            most_rows = max(1, PASS_TOKENS // min(count, self._longest_piece))
+            for start in range(0, len(alike), most_rows):
+                rows = alike[start : start + most_rows]
+                yield from passes(rows, torch.stack([self._columns[row] for row in rows]))
+        self.cache.columns = self._call.past + self._call.new
+
+    def _prefill(self, rows: list[int], columns: Tensor) -> Iterator[PlannedPass]:
+        """Yield the passes of prompts of one length, by chunks if the method cuts them."""
+        prompt_len = columns.shape[1]
+        for row in rows:
+            self.cache.rows[row].prompt_len = prompt_len
+        totals = [prompt_len] * len(rows)
+        layout = self._method.layout(prompt_len)
+        if layout is None:
+            for part in columns.split(PASS_TOKENS if self._method.has_bands else prompt_len, dim=1):
+                yield self._appending(rows, part, totals)
+            return
+        last = prompt_len - layout.last_start
+        weave = self._method.next_weave(prompt_len, last, prompt_len, None)
+        yield self._appending(rows, columns[:, : layout.first], totals)
+        if self._store is not None:
+            self._store.start_prompt()
+        middle_chunks = self._middle_chunks if self._store is None else self._stored_chunks
+        for block in layout.blocks(PASS_TOKENS // len(rows)):
+            yield from middle_chunks(rows, columns, layout.first, block, weave)
+        if weave is not None:
+            for row in rows:
+                self.cache.reweave(row, weave, self._layers, end=layout.first)
+        yield self._appending(rows, columns[:, layout.last_start :], totals)
+
+    def _append(self, rows: list[int], columns: Tensor) -> Iterator[PlannedPass]:
+        """Yield the passes of new tokens of rows that have a cache, moving its keys where the method says so."""
+        for row in rows:
+            dropped = self._method.evicted(self.cache.rows[row].length, columns.shape[1])
+            if dropped:
+                self.cache.evict(row, dropped, self._layers)
+        totals = [self.cache.rows[row].length + columns.shape[1] for row in rows]
+        for part in columns.split(self._longest_piece, dim=1):
+            count = part.shape[1]
+            for row in rows:
+                state = self.cache.rows[row]
+                weave = self._method.next_weave(state.length + count, count, state.prompt_len, state.weave)
+                if weave is not None:
+                    self.cache.reweave(row, weave, self._layers)
+            yield self._appending(rows, part, totals)
+
+    def _appending(self, rows: list[int], columns: Tensor, totals: list[int]) -> PlannedPass:
+        """Return the pass that appends tokens to rows of inputs of `totals` tokens."""
+        tokens = NewTokens(self.cache, rows, columns.shape[1], totals)
+
+        def pass_of(group: LayerGroup) -> GroupPass:
+            if group.window is not None:
+                return BandPass(tokens, LayerWindow(window=group.window), group.encoding)
+            kind = BandPass if self._method.has_bands else DensePass
+            return kind(tokens, self._method, group.encoding)
+
+        return PlannedPass(ModelPass(self._layers, tokens, pass_of), torch.tensor(rows), columns)
+
+    def _middle_chunks(
+        self, rows: list[int], columns: Tensor, first: int, block: Block, weave: Weave | None
+    ) -> Iterator[PlannedPass]:
+        """Yield the pass of some middle chunks."""
+        tokens = self._chunk_tokens(rows, block)
+
+        def pass_of(group: LayerGroup) -> GroupPass:
+            if group.window is not None:
+                return WindowedChunkPass(tokens, group.window, group.encoding)
+            return ChunkPass(tokens, first, block, weave, group.encoding)
+
+        yield PlannedPass(ModelPass(self._layers, tokens, pass_of), *_chunk_rows(rows, columns, block))
+
+    def _stored_chunks(
+        self, rows: list[int], columns: Tensor, first: int, block: Block, weave: Weave | None
+    ) -> Iterator[PlannedPass]:
+        """Yield the passes of those middle chunks that the store does not hold, and take the others from it."""
+        assert self._store is not None
+        owners, chunks = _chunk_rows(rows, columns, block)
+        own_first = columns[:, :first].repeat_interleave(block.chunks, dim=0)
+        ids = self._call.tokens
+        names = [
+            self._store.name(ids[row, beginning], ids[row, chunk])
+            for row, beginning, chunk in zip(owners.tolist(), own_first, chunks, strict=True)
+        ]
+        unwanted = (self._wanted.slot[chunks] < 0).all(-1).tolist()
+        for shared in split_by_store(self._store, names, block, unwanted):
+            stored = StoredChunkPass(self._layers, self._chunk_tokens(rows, shared.block), first, shared.block, weave)
+            if shared.states:
+                stored.restore(shared.states)
+                continue
+            yield PlannedPass(stored, owners[shared.places], chunks[shared.places])
+            for place, states in zip(shared.places, stored.states(), strict=True):
+                self._store.keep(names[place], states)
+
+    def _chunk_tokens(self, rows: list[int], block: Block) -> NewTokens:
+        totals = [self.cache.rows[row].prompt_len for row in rows]
+        return NewTokens(self.cache, rows, block.width * block.chunks, totals)
+
+
+def _chunk_rows(rows: list[int], columns: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    """Return the batch row and the columns of each chunk, ordered by prompt, then by chunk."""
+    part = columns[:, block.start : block.start + block.width * block.chunks]
+    return torch.tensor(rows).repeat_interleave(block.chunks), part.reshape(-1, block.width)
+
+
+def _cache_of(call: ForwardCall, cached: list[Tensor], method: Method, layers: Layers) -> WovenCache:
+    """Return the cache that a call goes on with: the one it brings, made ours if the untouched model filled it."""
+    if isinstance(call.cache, WovenCache):
+        if len(call.cache.rows) != call.batch:
+            raise ModelError(f"the cache holds {len(call.cache.rows)} rows, the input has {call.batch}")
+        return call.cache
+    if call.cache is None or call.past == 0:
+        return WovenCache(call.batch)
+    cache = WovenCache.from_rotated(call.cache, cached, layers)
+    if method.has_bands:
+        for batch, row in enumerate(cache.rows):
+            index = torch.arange(row.length)
+            stored_at = method.stored_at(index, Extent(row.prompt_len, row.length))
+            cache.move(batch, stored_at - index, layers)
+    return cache
