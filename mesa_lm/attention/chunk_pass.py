@@ -114,30 +114,32 @@ class WindowedChunkPass:
         return states.reshape(self._prompts, -1, *states.shape[1:]).transpose(1, 2).flatten(2, 3)
 
 
-class StoredChunkPass(ModelPass[ChunkPass]):
-    """Middle chunks whose keys and values a `ChunkStore` keeps or has kept; all layers see the whole of a chunk."""
+class MiddleChunksPass(ModelPass):
+    """Middle chunks through all layers; a `ChunkStore` may keep their keys and values, or have kept them."""
 
-    def __init__(self, layers: Layers, tokens: NewTokens, first_chunk: int, block: Block, weave: Weave | None) -> None:
+    def __init__(
+        self, layers: Layers, tokens: NewTokens, first_chunk: int, block: Block, weave: Weave | None, keeps_states: bool
+    ) -> None:
         """Prepare the pass; arguments as in `ModelPass` and `ChunkPass`."""
+        self._whole: list[ChunkPass] = []
 
-        def pass_of(group: LayerGroup) -> ChunkPass:
-            return ChunkPass(tokens, first_chunk, block, weave, group.encoding, keeps_states=True)
+        def pass_of(group: LayerGroup) -> ChunkPass | WindowedChunkPass:
+            if group.window is not None:
+                return WindowedChunkPass(tokens, group.window, group.encoding)
+            self._whole.append(ChunkPass(tokens, first_chunk, block, weave, group.encoding, keeps_states))
+            return self._whole[-1]
 
         super().__init__(layers, tokens, pass_of)
 
     def states(self) -> list[ChunkStates]:
         """Return the keys and values of each chunk, after the last layer."""
-        kept = {layer: states for group_pass in self.passes for layer, states in group_pass.states.items()}
+        kept = {layer: states for chunk_pass in self._whole for layer, states in chunk_pass.states.items()}
         count = len(next(iter(kept.values()))[0])
         return [{layer: (key[i], value[i]) for layer, (key, value) in kept.items()} for i in range(count)]
 
     def restore(self, chunks: list[ChunkStates]) -> None:
-        """Write chunks that were run before to the cache, in the place of running the pass.
-
-        Args:
-            chunks: Keys and values of each.
-        """
+        """Write the keys and values of chunks that were run before to the cache, in the place of running the pass."""
         for layer in chunks[0]:
             key, value = (torch.stack([states[layer][i] for states in chunks]) for i in range(2))
-            self.pass_of(layer).store(layer, key, value)
+            self._whole[self._layers.group_of[layer]].store(layer, key, value)
         self.finish()

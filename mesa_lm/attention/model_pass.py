@@ -8,7 +8,7 @@ model as rows of one pass.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from torch import Tensor
 
@@ -82,17 +82,10 @@ class GroupPass(Protocol):
         """
 
 
-PassT = TypeVar("PassT", bound=GroupPass, covariant=True)
+class ModelPass:
+    """A pass through all layers of a model."""
 
-
-class ModelPass(Generic[PassT]):
-    """A pass through all layers of a model.
-
-    Attributes:
-        passes: The pass through each group of layers.
-    """
-
-    def __init__(self, layers: Layers, tokens: NewTokens, pass_of: Callable[[LayerGroup], PassT]) -> None:
+    def __init__(self, layers: Layers, tokens: NewTokens, pass_of: Callable[[LayerGroup], GroupPass]) -> None:
         """Prepare the pass.
 
         Args:
@@ -101,7 +94,7 @@ class ModelPass(Generic[PassT]):
             pass_of: Returns the pass through one group of layers.
         """
         self._layers, self._tokens = layers, tokens
-        self.passes = [pass_of(group) for group in layers.groups]
+        self._passes = [pass_of(group) for group in layers.groups]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output.
@@ -116,13 +109,10 @@ class ModelPass(Generic[PassT]):
         Returns:
             (rows, num_heads, new, head_dim).
         """
-        encoding = self._layers.of(layer).encoding
+        group = self._layers.group_of[layer]
+        encoding = self._layers.groups[group].encoding
         entered = encoding.enter(query, key, value, scoring.scale)
-        return encoding.leave(self.pass_of(layer).attend(layer, *entered, scoring), value)
-
-    def pass_of(self, layer: int) -> PassT:
-        """Return the pass through a layer's group."""
-        return self.passes[self._layers.group_of[layer]]
+        return encoding.leave(self._passes[group].attend(layer, *entered, scoring), value)
 
     def finish(self) -> None:
         """Count the new tokens as cached, after the last layer."""

@@ -3,7 +3,7 @@
 Every row of the batch is treated by its own length; padding is skipped, not computed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from mesa_lm.attention.band_pass import BandPass
 from mesa_lm.attention.cache import WovenCache
 from mesa_lm.attention.call import ForwardCall, WantedLogits
-from mesa_lm.attention.chunk_pass import ChunkPass, StoredChunkPass, WindowedChunkPass
-from mesa_lm.attention.chunk_store import ChunkStore, split_by_store
+from mesa_lm.attention.chunk_pass import MiddleChunksPass
+from mesa_lm.attention.chunk_store import ChunkStore, Shared, split_by_store
 from mesa_lm.attention.dense_pass import DensePass
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
 from mesa_lm.attention.model_pass import GroupPass, ModelPass, NewTokens
@@ -35,7 +35,7 @@ class PlannedPass(NamedTuple):
         columns: (rows of the pass, len) input columns of its tokens.
     """
 
-    model_pass: ModelPass[GroupPass]
+    model_pass: ModelPass
     rows: Tensor
     columns: Tensor
 
@@ -99,9 +99,8 @@ class PassPlan:
         yield self._appending(rows, columns[:, : layout.first], totals)
         if self._store is not None:
             self._store.start_prompt()
-        middle_chunks = self._middle_chunks if self._store is None else self._stored_chunks
         for block in layout.blocks(PASS_TOKENS // len(rows)):
-            yield from middle_chunks(rows, columns, layout.first, block, weave)
+            yield from self._middle_chunks(rows, columns, layout.first, block, weave)
         if weave is not None:
             for row in rows:
                 self.cache.reweave(row, weave, self._layers, end=layout.first)
@@ -138,47 +137,34 @@ class PassPlan:
     def _middle_chunks(
         self, rows: list[int], columns: Tensor, first: int, block: Block, weave: Weave | None
     ) -> Iterator[PlannedPass]:
-        """Yield the pass of some middle chunks."""
-        tokens = self._chunk_tokens(rows, block)
-
-        def pass_of(group: LayerGroup) -> GroupPass:
-            if group.window is not None:
-                return WindowedChunkPass(tokens, group.window, group.encoding)
-            return ChunkPass(tokens, first, block, weave, group.encoding)
-
-        yield PlannedPass(ModelPass(self._layers, tokens, pass_of), *_chunk_rows(rows, columns, block))
-
-    def _stored_chunks(
-        self, rows: list[int], columns: Tensor, first: int, block: Block, weave: Weave | None
-    ) -> Iterator[PlannedPass]:
-        """Yield the passes of those middle chunks that the store does not hold, and take the others from it."""
-        assert self._store is not None
-        owners, chunks = _chunk_rows(rows, columns, block)
-        own_first = columns[:, :first].repeat_interleave(block.chunks, dim=0)
-        ids = self._call.tokens
-        names = [
-            self._store.name(ids[row, beginning], ids[row, chunk])
-            for row, beginning, chunk in zip(owners.tolist(), own_first, chunks, strict=True)
-        ]
-        unwanted = (self._wanted.slot[chunks] < 0).all(-1).tolist()
-        for shared in split_by_store(self._store, names, block, unwanted):
-            stored = StoredChunkPass(self._layers, self._chunk_tokens(rows, shared.block), first, shared.block, weave)
-            if shared.states:
-                stored.restore(shared.states)
+        """Yield the passes of some middle chunks but for those that the store holds, which are taken from it."""
+        store, prompt_len = self._store, columns.shape[1]
+        # Ordered by prompt, then by chunk.
+        owners = torch.tensor(rows).repeat_interleave(block.chunks)
+        chunks = columns[:, block.start : block.start + block.width * block.chunks].reshape(-1, block.width)
+        names: list[bytes] = []
+        parts: Iterable[Shared] = [Shared(block, list(range(len(chunks))), [])]
+        if store is not None:
+            names = self._chunk_names(store, owners, columns[:, :first].repeat_interleave(block.chunks, 0), chunks)
+            parts = split_by_store(store, names, block, unwanted=(self._wanted.slot[chunks] < 0).all(-1).tolist())
+        for part in parts:
+            tokens = NewTokens(self.cache, rows, part.block.width * part.block.chunks, [prompt_len] * len(rows))
+            middle = MiddleChunksPass(self._layers, tokens, first, part.block, weave, keeps_states=store is not None)
+            if part.states:
+                middle.restore(part.states)
                 continue
-            yield PlannedPass(stored, owners[shared.places], chunks[shared.places])
-            for place, states in zip(shared.places, stored.states(), strict=True):
-                self._store.keep(names[place], states)
+            yield PlannedPass(middle, owners[part.places], chunks[part.places])
+            if store is not None:
+                for place, states in zip(part.places, middle.states(), strict=True):
+                    store.keep(names[place], states)
 
-    def _chunk_tokens(self, rows: list[int], block: Block) -> NewTokens:
-        totals = [self.cache.rows[row].prompt_len for row in rows]
-        return NewTokens(self.cache, rows, block.width * block.chunks, totals)
-
-
-def _chunk_rows(rows: list[int], columns: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-    """Return the batch row and the columns of each chunk, ordered by prompt, then by chunk."""
-    part = columns[:, block.start : block.start + block.width * block.chunks]
-    return torch.tensor(rows).repeat_interleave(block.chunks), part.reshape(-1, block.width)
+    def _chunk_names(self, store: ChunkStore, owners: Tensor, first: Tensor, chunks: Tensor) -> list[bytes]:
+        """Return what a store finds each chunk by, from the columns of its prompt's first chunk and its own."""
+        ids = self._call.tokens
+        return [
+            store.name(ids[row, beginning], ids[row, own])
+            for row, beginning, own in zip(owners.tolist(), first, chunks, strict=True)
+        ]
 
 
 def _cache_of(call: ForwardCall, cached: list[Tensor], method: Method, layers: Layers) -> WovenCache:

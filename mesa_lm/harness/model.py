@@ -13,11 +13,10 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from mesa_lm import __version__
-from mesa_lm.attention.chunk_store import check_store
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import ModelError
 from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
-from mesa_lm.harness.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
+from mesa_lm.harness.model_args import check_store, checked_source, one_line_errors, refused_keyword, split_model_args
 from mesa_lm.harness.scoring import ScoringHFLM
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin

@@ -31,9 +31,8 @@ from mesa_lm.models.growing_cache import with_growing_cache
 from mesa_lm.models.handle import Handle, refuse_second
 from mesa_lm.models.inspection import attention_modules, known_train_length, layers_of
 from mesa_lm.models.pass_runner import PassRunner
-from mesa_lm.models.position_tables import input_length
 from mesa_lm.models.remote_code import keeping_logits, try_out
-from mesa_lm.models.static_rope import scale_statically
+from mesa_lm.models.static_rope import StaticRopeHandle
 from mesa_lm.models.support import check_supported
 
 
@@ -45,24 +44,6 @@ class UntouchedHandle(Handle):
 
     def _replacement(self, forward: Callable[..., Any], undo: ExitStack) -> Callable[..., Any]:
         return with_growing_cache(forward, self.model)
-
-
-class StaticRopeHandle(Handle):
-    """A model that runs with other rotary frequencies, the same for every input."""
-
-    def __init__(self, model: PreTrainedModel, method: Method, layers: Layers, attention: list[nn.Module]) -> None:
-        super().__init__(model, method, layers)
-        self._layers, self._attention = layers, attention
-
-    def _replacement(self, forward: Callable[..., Any], undo: ExitStack) -> Callable[..., Any]:
-        scale_statically(self.model, self._layers, self._attention, self.method, undo)
-        growing = with_growing_cache(forward, self.model)
-
-        def scaled(*args: Any, **kwargs: Any) -> Any:
-            self._warn_beyond(input_length(args, kwargs))
-            return growing(*args, **kwargs)
-
-        return scaled
 
 
 class PassHandle(Handle):

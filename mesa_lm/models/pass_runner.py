@@ -21,7 +21,7 @@ from mesa_lm.attention.call import ForwardCall, WantedLogits
 from mesa_lm.attention.chunk_store import ChunkStore
 from mesa_lm.attention.kernels import Scoring
 from mesa_lm.attention.layer_groups import Layers
-from mesa_lm.attention.model_pass import GroupPass, ModelPass
+from mesa_lm.attention.model_pass import ModelPass
 from mesa_lm.attention.pass_plan import PassPlan
 from mesa_lm.methods.base import Method
 from mesa_lm.models.families import family_of
@@ -34,7 +34,7 @@ ATTENTION = "mesa_lm"  # the name under which transformers knows our attention
 class _Running(NamedTuple):
     """The pass that runs, and whether fused kernels may compute it."""
 
-    model_pass: ModelPass[GroupPass]
+    model_pass: ModelPass
     fused: bool
 
 

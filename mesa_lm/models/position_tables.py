@@ -1,7 +1,8 @@
 """Position tables of MPT and GPT-J: longer than the training length, where they fail, and of other frequencies.
 
 transformers builds MPT's bias and GPT-J's sines and cosines for the config's length; a longer table has the same
-values, and more of them. torch is imported where it is used, see `families`.
+values, and more of them. Each function adds to `undo` what undoes its changes. torch is imported where it is used, see
+`families`.
 """
 
 from __future__ import annotations
@@ -34,12 +35,7 @@ def input_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def lengthen_mpt(model: PreTrainedModel, undo: ExitStack) -> None:
-    """Let MPT build its bias for inputs of any length.
-
-    Args:
-        model: Of type mpt.
-        undo: Closing it undoes this.
-    """
+    """Let MPT build its bias for inputs of any length."""
     inner: Any = model.base_model
     original = inner.build_mpt_alibi_tensor
     needed = 0
@@ -57,24 +53,12 @@ def lengthen_mpt(model: PreTrainedModel, undo: ExitStack) -> None:
 
 
 def lengthen_gptj(model: PreTrainedModel, undo: ExitStack) -> None:
-    """Let GPT-J look up sines and cosines of any position.
-
-    Args:
-        model: Of type gptj.
-        undo: Closing it undoes this.
-    """
+    """Let GPT-J look up sines and cosines of any position."""
     _replace_tables(model, _longer_table, undo)
 
 
 def exchange_tables(model: PreTrainedModel, rotary: Rotary, windowed: Sequence[nn.Module], undo: ExitStack) -> None:
-    """Let GPT-J look up sines and cosines of other frequencies.
-
-    Args:
-        model: Of type gptj.
-        rotary: The other frequencies.
-        windowed: Attention modules that keep their own; GPT-J has none.
-        undo: Closing it undoes this.
-    """
+    """Let GPT-J, which has no layers with a window, look up sines and cosines of other frequencies."""
     _replace_tables(model, lambda module: lambda position_ids: _table(rotary, position_ids), undo)
 
 

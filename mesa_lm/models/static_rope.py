@@ -1,6 +1,8 @@
 """Rotary scaling that is the same for every input: the model computes with other frequencies, nothing else differs."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,20 +11,35 @@ from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.rotary import Rotary
 from mesa_lm.methods.base import Method
 from mesa_lm.models.families import family_of
+from mesa_lm.models.growing_cache import with_growing_cache
+from mesa_lm.models.handle import Handle
+from mesa_lm.models.position_tables import input_length
 
 
-def scale_statically(
-    model: PreTrainedModel, layers: Layers, attention: list[nn.Module], method: Method, undo: ExitStack
-) -> None:
-    """Give other frequencies to the layers that see everything; layers that keep their window keep theirs.
+class StaticRopeHandle(Handle):
+    """A model that runs with other frequencies in the layers that see everything; the others keep theirs."""
 
-    Args:
-        model: Of a supported type with rotary positions.
-        layers: Its layers.
-        attention: The attention module of each layer.
-        method: With `static_rope`.
-        undo: Closing it gives the model its own frequencies back.
-    """
+    def __init__(self, model: PreTrainedModel, method: Method, layers: Layers, attention: list[nn.Module]) -> None:
+        super().__init__(model, method, layers)
+        self._scaled = _scaled(layers, method)
+        # With a set of frequencies for each kind of layer, those of layers with a window do not change.
+        shared = self._scaled is not None and self._scaled.layer_type is None
+        self._windowed = [module for i, module in enumerate(attention) if shared and layers.of(i).window is not None]
+
+    def _replacement(self, forward: Callable[..., Any], undo: ExitStack) -> Callable[..., Any]:
+        if self._scaled is not None:
+            family_of(self.model.config).exchange_rotary(self.model, self._scaled, self._windowed, undo)
+        growing = with_growing_cache(forward, self.model)
+
+        def scaled(*args: Any, **kwargs: Any) -> Any:
+            self._warn_beyond(input_length(args, kwargs))
+            return growing(*args, **kwargs)
+
+        return scaled
+
+
+def _scaled(layers: Layers, method: Method) -> Rotary | None:
+    """Return a method's frequencies, None where every layer keeps a window."""
     scaled: Rotary | None = None
     for rotary in (group.encoding for group in layers.groups if group.window is None):
         assert isinstance(rotary, Rotary), "refused before"
@@ -31,9 +48,4 @@ def scale_statically(
         # A module with several sets of frequencies gets them one after another.
         before = rotary if scaled is None else scaled.for_kind(rotary.layer_type)
         scaled = before.scaled(parameters, total=0)
-    if scaled is None:
-        return
-    # With a set of frequencies for each kind of layer, those of layers with a window have not changed.
-    shared = scaled.layer_type is None
-    windowed = [module for i, module in enumerate(attention) if shared and layers.of(i).window is not None]
-    family_of(model.config).exchange_rotary(model, scaled, windowed, undo)
+    return scaled

@@ -6,8 +6,7 @@ from helpers import random_ids
 from tiny_models import FAMILIES, tiny_model
 
 import mesa_lm
-from mesa_lm.attention.chunk_store import ChunkStore, check_store, split_by_store
-from mesa_lm.errors import UsageError
+from mesa_lm.attention.chunk_store import ChunkStore, split_by_store
 from mesa_lm.methods.geometry import Block
 
 DOCUMENT = random_ids(211)
@@ -128,9 +127,3 @@ def test_neighbours_of_a_kind_stay_together():
     parts = list(split_by_store(store, [b"a", b"b", b"c", b"d", b"e"], Block(3, 7, 5), [True] * 4 + [False]))
     assert [part.block for part in parts] == [Block(3, 7, 2), Block(17, 7, 3)]
     assert [len(part.states) for part in parts] == [2, 0]
-
-
-@pytest.mark.parametrize("size", [-1, float("inf"), "2", True])
-def test_an_impossible_size_is_refused(size):
-    with pytest.raises(UsageError, match="chunk_store_gib must be a number of GiB, 0 for none"):
-        check_store(size)

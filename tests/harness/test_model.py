@@ -13,7 +13,7 @@ from mesa_lm.errors import MesaError, MethodError, ModelError, UsageError
 from mesa_lm.harness import model as harness
 from mesa_lm.harness import progress_bar, untruncated
 from mesa_lm.harness.model import HF_KEYWORDS, MesaHFLM
-from mesa_lm.harness.model_args import checked_source, split_model_args
+from mesa_lm.harness.model_args import check_store, checked_source, split_model_args
 from mesa_lm.methods.registry import make_method
 from mesa_lm.models.attach import extrapolate
 
@@ -266,6 +266,12 @@ def test_hf_options_reach_transformers(model_path):
     assert lm.method.last_chunk == 29
 
 
+@pytest.mark.parametrize("size", [-1, float("inf"), "2", True])
+def test_an_impossible_size_of_the_chunk_store_is_refused(size):
+    with pytest.raises(UsageError, match="chunk_store_gib must be a number of GiB, 0 for none"):
+        check_store(size)
+
+
 def test_a_loaded_model_can_be_given(model_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(model_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
@@ -378,7 +384,13 @@ def remote_code_that_changed(model_path, monkeypatch, folder):
 
 def frequencies_that_fail(model_path, monkeypatch, folder):
     lm = MesaHFLM(pretrained=model_path, method="mesa")
-    monkeypatch.setattr("mesa_lm.models.attach.scale_statically", lambda *args: 1 / 0)
+    monkeypatch.setattr(type(lm.model.model.rotary_emb), "__init__", lambda *args: 1 / 0)
+    return lm, make_method("ntk")
+
+
+def layers_that_fail_to_change(model_path, monkeypatch, folder):
+    lm = MesaHFLM(pretrained=model_path, method="mesa")
+    monkeypatch.setattr("mesa_lm.models.rotary_modules.replace_method", lambda *args: 1 / 0)
     return lm, make_method("ntk")
 
 
@@ -397,6 +409,7 @@ def frequencies_that_were_scaled(model_path, monkeypatch, folder):
         remote_code_that_computes_something_else,
         remote_code_that_changed,
         frequencies_that_fail,
+        layers_that_fail_to_change,
         frequencies_that_were_scaled,
     ],
     ids=lambda case: case.__name__,
