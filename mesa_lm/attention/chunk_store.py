@@ -38,7 +38,7 @@ class ChunkStore:
         budget_bytes: Most bytes of keys and values.
         held_bytes: Bytes of those that are held.
         hits: Chunks that were taken from the store.
-        misses: Chunks that were looked for in vain.
+        misses: Chunks that were looked for and not found.
     """
 
     def __init__(self, budget_bytes: int) -> None:

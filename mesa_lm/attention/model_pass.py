@@ -7,7 +7,7 @@ model as rows of one pass.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Protocol
 
 from torch import Tensor
@@ -48,15 +48,10 @@ class NewTokens:
         Returns:
             For each run its rows, counted within the pass.
         """
-        lengths = [self.cache.rows[row].length for row in self.rows]
         kinds = kinds or [None] * len(self.rows)
-        marks = [(lengths[i], kinds[i], row - i) for i, row in enumerate(self.rows)]
-        runs, start = [], 0
-        for _, run in groupby(marks):
-            end = start + len(list(run))
-            runs.append(slice(start, end))
-            start = end
-        return runs
+        marks = [(self.cache.rows[row].length, kinds[i], row - i) for i, row in enumerate(self.rows)]
+        counts = [len(list(run)) for _, run in groupby(marks)]
+        return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
     def count_as_cached(self) -> None:
         """Note that keys and values of the new tokens are in the cache."""
@@ -97,18 +92,7 @@ class ModelPass:
         self._passes = [pass_of(group) for group in layers.groups]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        """Store keys and values and return the attention output.
-
-        Args:
-            layer: Layer index.
-            query: (rows, num_heads, new, head_dim), without positions, as the model's layer has it.
-            key: (rows, num_kv_heads, new, head_dim), likewise.
-            value: Like key.
-            scoring: How the scores are computed.
-
-        Returns:
-            (rows, num_heads, new, head_dim).
-        """
+        """Do what `GroupPass.attend` does, with queries, keys and values as the model's layer has them."""
         group = self._layers.group_of[layer]
         encoding = self._layers.groups[group].encoding
         entered = encoding.enter(query, key, value, scoring.scale)

@@ -76,11 +76,11 @@ class PassPlan:
             if count == 0:
                 continue
             alike = [row for row, kind in enumerate(kinds) if kind == (is_prompt, count)]
-            passes = self._prefill if is_prompt else self._append
+            passes_of = self._prefill if is_prompt else self._append
             most_rows = max(1, PASS_TOKENS // min(count, self._longest_piece))
             for start in range(0, len(alike), most_rows):
                 rows = alike[start : start + most_rows]
-                yield from passes(rows, torch.stack([self._columns[row] for row in rows]))
+                yield from passes_of(rows, torch.stack([self._columns[row] for row in rows]))
         self.cache.columns = self._call.past + self._call.new
 
     def _prefill(self, rows: list[int], columns: Tensor) -> Iterator[PlannedPass]:

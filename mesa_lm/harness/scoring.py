@@ -1,7 +1,7 @@
 """Log-likelihood of continuations and documents of any length; requests share what they can of the work."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -119,7 +119,7 @@ class ScoringHFLM(UncutHFLM):
         return [answers[place] for place in range(len(requests))]
 
     def _with_shared_context(self, requests: Sequence[ScoredRequest]) -> dict[int, tuple[float, bool]]:
-        """Answer the requests that have a long context in common, by their place; none that runs out of memory."""
+        """Answer the requests that have a long context in common, by index; none that runs out of memory."""
         # Several processes must make equal numbers of calls, and each is given requests of its own.
         if self.share_beyond is None or self.world_size > 1:
             return {}
@@ -198,7 +198,8 @@ class ScoringHFLM(UncutHFLM):
         ]
         lengths = [len(continuation) for _, _, continuation in batch]
         positions = len(rows) * max(map(len, rows))
-        if self.stock_calls and positions * self._logits_bytes() <= STOCK_LOGITS_BYTES:
+        logits_bytes = positions * self.model.config.get_text_config().vocab_size * self.model.dtype.itemsize
+        if self.stock_calls and logits_bytes <= STOCK_LOGITS_BYTES:
             # hf's own call: without padding mask and with the logits of every position, since leaving some out
             # changes the last bits of the others. Padding on the right cannot change a causal model's result.
             inputs, _ = padded(rows, "right", 0)
@@ -222,15 +223,3 @@ class ScoringHFLM(UncutHFLM):
     def _head(self) -> Head | None:
         with self._inference():
             return find_head(self.model, self.prefix_token_id)
-
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        """No gradients, and the precision that the user asked for."""
-        dtype = self.mixed_precision_dtype
-        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            yield
-
-    def _logits_bytes(self) -> int:
-        """Bytes of the logits of one position."""
-        size: int = self.model.config.get_text_config().vocab_size * self.model.dtype.itemsize
-        return size

@@ -120,6 +120,13 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         self.bar.advance(len(context))
         return generated
 
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No gradients, and the precision that the user asked for."""
+        dtype = self.mixed_precision_dtype
+        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            yield
+
     def _progress(self, what: str, count: int, disable: bool) -> AbstractContextManager[None]:
         """Show the bar in one of several processes."""
         return self.bar.over(what, count, hidden=disable or self.rank != 0, answers=self.cache_hook.dbdict)

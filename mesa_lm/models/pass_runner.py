@@ -113,16 +113,16 @@ class PassRunner:
         Raises:
             ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
         """
-        wanted = WantedLogits(call)
-        plan = PassPlan(call, wanted, method, self._layers, store)
         # Plain matrix products where the user asked for them.
         fused = self._model.config._attn_implementation != "eager"
         with torch.no_grad(), self._own_attention():
+            wanted = WantedLogits(call)
+            plan = PassPlan(call, wanted, method, self._layers, store)
             for model_pass, rows, columns in plan.passes():
                 before_pass(columns)
+                tokens, kept = call.part(rows, columns), wanted.of(columns)
                 token = _running.set(_Running(model_pass, fused))
                 try:
-                    tokens, kept = call.part(rows, columns), wanted.of(columns)
                     output = forward(**tokens, use_cache=False, logits_to_keep=kept, return_dict=True)
                 finally:
                     _running.reset(token)

@@ -178,6 +178,15 @@ def test_a_failed_attempt_leaves_the_model_as_it_was(case, monkeypatch, tmp_path
     assert state_of(model) == before
 
 
+def test_passes_take_over_a_cache_that_has_gradients_without_them(llama):
+    with mesa_lm.extrapolate(llama, "mesa"):
+        output = llama(LONG[:, :41], use_cache=True)
+        assert output.past_key_values.layers[0].keys.requires_grad
+        output = llama(LONG[:, 41:43], past_key_values=output.past_key_values, use_cache=True)
+    assert not output.logits.requires_grad
+    assert not output.past_key_values.keys[0].requires_grad
+
+
 def test_unsupported_models_are_named():
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11))
     with pytest.raises(ModelError, match=r"'gpt2' is not supported; supported are llama, mistral"):
