@@ -3,11 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
-
-from mesa_lm.harness.lm_eval_caches import interruption_reported
 
 # How often a long prompt's progress is drawn, in seconds.
 REDRAW_S = 0.5
@@ -22,17 +19,15 @@ class RequestBar:
         self._drawn = 0.0
 
     @contextmanager
-    def over(self, what: str, count: int, hidden: bool, answers: Any) -> Iterator[None]:
-        """Show the bar for the duration, and say at Ctrl-C what is kept.
+    def over(self, what: str, count: int, hidden: bool) -> Iterator[None]:
+        """Show the bar for the duration.
 
         Args:
             what: What is done, for the reader.
             count: Requests.
             hidden: Show no bar.
-            answers: The `SqliteDict` behind `--use_cache`, or None without.
         """
-        with tqdm(total=count, desc=what, disable=hidden) as bar, interruption_reported(answers):
-            self._bar = bar
+        with tqdm(total=count, desc=what, disable=hidden) as self._bar:
             yield
 
     def advance(self, count: int = 1) -> None:

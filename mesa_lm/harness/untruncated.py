@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from mesa_lm.harness.batching import largest_batch, padded
+from mesa_lm.harness.lm_eval_caches import interruption_reported
 from mesa_lm.harness.progress_bar import RequestBar
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
@@ -127,9 +128,12 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             yield
 
-    def _progress(self, what: str, count: int, disable: bool) -> AbstractContextManager[None]:
-        """Show the bar in one of several processes."""
-        return self.bar.over(what, count, hidden=disable or self.rank != 0, answers=self.cache_hook.dbdict)
+    @contextmanager
+    def _progress(self, what: str, count: int, disable: bool) -> Iterator[None]:
+        """Show the bar, in one of several processes, and say at Ctrl-C what is kept."""
+        shown = self.bar.over(what, count, hidden=disable or self.rank != 0)
+        with shown, interruption_reported(self.cache_hook.dbdict):
+            yield
 
     @contextmanager
     def _fixed_batch_size(self, size: int) -> Iterator[None]:

@@ -9,6 +9,7 @@ from mesa_lm.harness import scoring
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.shared_context import with_shared_context
 from mesa_lm.methods.registry import make_method
+from mesa_lm.models.handle import Handle
 
 TRAIN_LENGTH = 512
 TOLERANCE = 1e-5  # relative; an appended piece takes part in matrix products of other shapes, which round differently
@@ -115,6 +116,15 @@ def test_a_method_that_is_switched_to_decides(monkeypatch):
     lm.switch(make_method("mesa"))
     assert lm.share_beyond is None
     lm.switch(make_method("ntk"))
+    assert lm.share_beyond == TRAIN_LENGTH
+
+
+def test_origin_shares_nothing_whatever_its_cache_would_serve(monkeypatch):
+    """Under it `hf`'s own calls are made, though no token depends on what follows it."""
+    monkeypatch.setattr(Handle, "keeps_beginnings", True)
+    lm = model("origin")
+    assert not lm.method.depends_on_length and lm.share_beyond is None
+    lm.switch(make_method("rerope"))
     assert lm.share_beyond == TRAIN_LENGTH
 
 
