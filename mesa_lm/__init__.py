@@ -11,8 +11,9 @@ from mesa_lm.methods.origin import Origin
 from mesa_lm.methods.registry import available_methods, make_method
 
 if TYPE_CHECKING:
-    from mesa_lm.models.attach import Handle, extrapolate
-    from mesa_lm.models.families import check_supported
+    from mesa_lm.models.attach import extrapolate
+    from mesa_lm.models.handle import Handle
+    from mesa_lm.models.support import check_supported
 
 __version__ = "0.1.0"
 
@@ -37,7 +38,7 @@ install()
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch and transformers on first use, so that importing the package stays cheap."""
-    if name in ("Handle", "check_supported", "extrapolate"):
-        module = "mesa_lm.models.families" if name == "check_supported" else "mesa_lm.models.attach"
-        return getattr(import_module(module), name)
+    modules = {"Handle": "handle", "check_supported": "support", "extrapolate": "attach"}
+    if name in modules:
+        return getattr(import_module(f"mesa_lm.models.{modules[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

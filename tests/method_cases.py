@@ -35,13 +35,15 @@ class Case(NamedTuple):
         drawn: Parameters to draw, for a training length of 41 tokens.
         pairs: The oracle: from the bound method, prompt and total length and the model's setting to what is seen where.
         short: Parameters under which inputs of some dozen tokens are changed, for every model family.
-        sees_ahead: Whether what a token is given depends on how many follow it.
+        sees_ahead: Whether what a token is given depends on how many follow it, for some of the drawn parameters.
+        shares: Whether, with the short parameters, inputs that begin alike share keys and values of their beginning.
     """
 
     drawn: dict[str, st.SearchStrategy[Any]]
     pairs: Callable[[Any, int, int, Setting], Pairs]
     short: dict[str, Any]
     sees_ahead: bool = False
+    shares: bool = True
 
 
 def _given(width: Any) -> Any:
@@ -68,6 +70,7 @@ CASES: dict[str, Case] = {
         ),
         {},
         sees_ahead=True,
+        shares=False,
     ),
     "stair": Case(
         {"extrapolated_position": st.integers(0, 45), "extrapolated_width": st.integers(1, 60), "log_n": booleans},
@@ -138,6 +141,7 @@ CASES: dict[str, Case] = {
         )._replace(own_keys=m.cached_keys == "stale"),
         {"factor": 2.0},
         sees_ahead=True,
+        shares=False,
     ),
     "ntk": Case(
         {"factor": st.floats(1, 9)},

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mesa_lm.attention.kernels import Partial, attend, attend_masked
+from mesa_lm.attention.kernels import Partial, Scoring, attend, attend_masked
 from mesa_lm.methods.geometry import Band
 
 # Queries that share a mask at a slanted edge: fewer mask less in vain, but fill the kernel's blocks worse.
@@ -67,7 +67,7 @@ def merge_rounded(sums: list[Sum]) -> Tensor:
 
 
 def attend_band(
-    query: Tensor, keys: Callable[[int, int], tuple[Tensor, Tensor]], band: Band, scaling: float, total: Sum
+    query: Tensor, keys: Callable[[int, int], tuple[Tensor, Tensor]], band: Band, scoring: Scoring, total: Sum
 ) -> None:
     """Add a band to the attention of a block of queries.
 
@@ -76,7 +76,7 @@ def attend_band(
         keys: Returns keys and values start..end, each (batch, num_kv_heads, end - start, head_dim), rotated to the
             band's key positions.
         band: The band.
-        scaling: Factor of the scores.
+        scoring: How the scores are computed.
         total: What to add to.
     """
     start, end = band.start, torch.maximum(band.start, band.end)
@@ -85,13 +85,13 @@ def attend_band(
     own = slice(0, query.shape[2]) if band.queries is None else band.queries.to(query.device)
     inner = int(start[-1]), int(end[0])  # seen by every query
     if inner[0] < inner[1]:
-        total.add(attend(query, *keys(*inner), scaling, causal=False), own)
+        total.add(attend(query, *keys(*inner), scoring, causal=False), own)
         edges = [(int(start[0]), inner[0]), (inner[1], int(end[-1]))]
     else:
         edges = [(int(start[0]), int(end[-1]))]
     for edge in edges:
         if edge[0] < edge[1]:
-            _attend_edge(query, *keys(*edge), edge, (start, end), scaling, own, total)
+            _attend_edge(query, *keys(*edge), edge, (start, end), scoring, own, total)
 
 
 def _attend_edge(
@@ -100,7 +100,7 @@ def _attend_edge(
     value: Tensor,
     edge: tuple[int, int],
     bounds: tuple[Tensor, Tensor],
-    scaling: float,
+    scoring: Scoring,
     own: slice | Tensor,
     total: Sum,
 ) -> None:
@@ -112,7 +112,7 @@ def _attend_edge(
         value: The edge's.
         edge: First key, and one past the last.
         bounds: For each query its first key, and one past its last.
-        scaling: Factor of the scores.
+        scoring: How the scores are computed.
         own: Which queries of the block these are.
         total: What to add to.
     """
@@ -127,5 +127,5 @@ def _attend_edge(
         index = torch.arange(low, high)
         visible = (index >= start[tile, None]) & (index < end[tile, None])
         seen = slice(low - edge[0], high - edge[0])
-        part = attend_masked(query[:, :, tile], key[:, :, seen], value[:, :, seen], scaling, visible)
+        part = attend_masked(query[:, :, tile], key[:, :, seen], value[:, :, seen], scoring, visible)
         total.add(part, tile if isinstance(own, slice) else own[tile])

@@ -1,20 +1,20 @@
 """The key-value cache: buffers that grow geometrically, keys stored at the positions at which they are scored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from mesa_lm.attention.encoding import rotate
 from mesa_lm.attention.layer_groups import Layers
-from mesa_lm.attention.rotary import rotate
 from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.methods.weaves import Placement
 
 
 @dataclass(slots=True)
-class Row:
+class CachedRow:
     """What one sequence of the batch holds in the cache.
 
     Attributes:
@@ -40,7 +40,7 @@ class WovenCache(Cache):
 
     def __init__(self, batch_size: int) -> None:
         super().__init__(layers=[])
-        self.rows = [Row() for _ in range(batch_size)]
+        self.rows = [CachedRow() for _ in range(batch_size)]
         self.columns = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
@@ -186,7 +186,7 @@ class WovenCache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows with these indices, in this order, repetitions allowed."""
-        self.rows = [Row(row.length, row.prompt_len, row.weave) for row in (self.rows[i] for i in indices.tolist())]
+        self.rows = [replace(self.rows[i]) for i in indices.tolist()]
         for buffers in (self.keys, self.values):
             for layer, buffer in buffers.items():
                 buffers[layer] = buffer.index_select(0, indices.to(buffer.device))

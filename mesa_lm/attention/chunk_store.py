@@ -5,7 +5,6 @@ same first chunk and the same chunk have the same keys and values there, only st
 """
 
 import hashlib
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mesa_lm.errors import UsageError
 from mesa_lm.methods.geometry import Block
 
 # Per layer the keys, not brought to any position, and the values of a chunk, each (num_kv_heads, width, head_dim).
@@ -40,7 +38,7 @@ class ChunkStore:
         budget_bytes: Most bytes of keys and values.
         held_bytes: Bytes of those that are held.
         hits: Chunks that were taken from the store.
-        misses: Chunks that were looked for in vain.
+        misses: Chunks that were looked for and not found.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -107,16 +105,6 @@ class ChunkStore:
         """Forget all chunks."""
         self._entries.clear()
         self.held_bytes = 0
-
-
-def check_store(gib: object) -> None:
-    """Check what a user gave as the size of a store.
-
-    Raises:
-        UsageError: It is not a number of at least 0.
-    """
-    if gib is not None and (isinstance(gib, bool) or not isinstance(gib, int | float) or not 0 <= gib < math.inf):
-        raise UsageError(f"chunk_store_gib must be a number of GiB, 0 for none, found {gib!r}")
 
 
 class Shared(NamedTuple):

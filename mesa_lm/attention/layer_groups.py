@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mesa_lm.attention.rotary import Encoding
+from mesa_lm.attention.encoding import Encoding
 
 
-class Group(NamedTuple):
+class LayerGroup(NamedTuple):
     """Layers that are treated alike.
 
     Attributes:
@@ -27,14 +27,14 @@ class Layers(NamedTuple):
         group_of: For each layer the index of its group.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[LayerGroup, ...]
     group_of: tuple[int, ...]
 
-    def of(self, layer: int) -> Group:
+    def of(self, layer: int) -> LayerGroup:
         """Return a layer's group."""
         return self.groups[self.group_of[layer]]
 
-    def members(self) -> Iterator[tuple[Group, list[int]]]:
+    def members(self) -> Iterator[tuple[LayerGroup, list[int]]]:
         """Return each group with its layers."""
         for number, group in enumerate(self.groups):
             yield group, [layer for layer, own in enumerate(self.group_of) if own == number]

@@ -1,150 +1,103 @@
-"""A pass through a model whose layers differ: each kind of layer has the pass that serves it."""
+"""One pass of tokens through the model: each group of layers has the attention that serves it.
 
-from collections.abc import Callable
+A pass is handed to the model's attention layers, which give it queries and keys without positions; it brings them to
+their positions, stores the keys and attends. Several rows of the batch, and several chunks of a row, go through the
+model as rows of one pass.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import accumulate, groupby
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from mesa_lm.attention.band_pass import Banded
 from mesa_lm.attention.cache import WovenCache
-from mesa_lm.attention.chunk_store import ChunkStates
-from mesa_lm.attention.dense_pass import Append, MiddleChunks
-from mesa_lm.attention.layer_groups import Group, Layers
-from mesa_lm.attention.rotary import Encoding
-from mesa_lm.methods.base import Method
-from mesa_lm.methods.geometry import Band, Block, Extent
+from mesa_lm.attention.kernels import Scoring
+from mesa_lm.attention.layer_groups import LayerGroup, Layers
+from mesa_lm.methods.geometry import Extent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlidingWindow(Method):
-    """What a sliding-window layer does: see the last `window` keys at their true distances.
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """Tokens that a pass appends to rows of the cache.
 
-    Source: Mistral 7B, arXiv 2310.06825, section 2.
+    Attributes:
+        cache: Holds the rows' earlier tokens.
+        rows: The rows.
+        count: New tokens of each.
+        totals: For each row the tokens of the input that the new ones belong to, as in `Extent`.
     """
 
-    name: ClassVar[str] = "sliding_window"
+    cache: WovenCache
+    rows: list[int]
+    count: int
+    totals: list[int]
 
-    window: int
+    def extents(self) -> list[Extent]:
+        """Return for each row the extent of its input."""
+        prompts = (self.cache.rows[row].prompt_len for row in self.rows)
+        return [Extent(prompt, total) for prompt, total in zip(prompts, self.totals, strict=True)]
 
-    def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
-        """See `Method.bands`."""
-        return (Band((index - self.window + 1).clamp(min=0), index + 1, index, lambda key: key),)
-
-
-class WindowedChunks:
-    """The middle chunks of prompts in layers with a window: there they are consecutive tokens, as in the model."""
-
-    def __init__(self, cache: WovenCache, rows: list[int], block: Block, window: int, rotary: Encoding) -> None:
-        """Prepare the pass.
+    def neighbours(self, kinds: Sequence[Hashable] | None = None) -> list[slice]:
+        """Cut the rows into runs that one kernel call can serve: neighbours in the cache with equally many tokens.
 
         Args:
-            cache: Holds the rows' earlier tokens.
-            rows: The prompts' rows, all of one length.
-            block: Which middle chunks.
-            window: Keys that a query sees.
-            rotary: The layers' position encoding.
+            kinds: For each row what its run must have in common besides; None: nothing.
+
+        Returns:
+            For each run its rows, counted within the pass.
         """
-        self.rows = len(rows)
-        totals = [cache.rows[row].prompt_len for row in rows]
-        self.inner = Banded(cache, rows, block.width * block.chunks, SlidingWindow(window=window), rotary, totals)
+        kinds = kinds or [None] * len(self.rows)
+        marks = [(self.cache.rows[row].length, kinds[i], row - i) for i, row in enumerate(self.rows)]
+        counts = [len(list(run)) for _, run in groupby(marks)]
+        return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store keys and values and return the attention output; shapes as in `MiddleChunks.attend`."""
-        output = self.inner.attend(layer, self._joined(query), self._joined(key), self._joined(value), scaling)
-        # (rows, num_heads, chunks * width, head_dim) -> (rows * chunks, num_heads, width, head_dim)
-        width = query.shape[2]
-        batch, num_heads, _, head_dim = output.shape
-        return output.view(batch, num_heads, -1, width, head_dim).transpose(1, 2).flatten(0, 1)
-
-    def _joined(self, states: Tensor) -> Tensor:
-        """Turn (rows * chunks, heads, width, head_dim) into (rows, heads, chunks * width, head_dim)."""
-        return states.reshape(self.rows, -1, *states.shape[1:]).transpose(1, 2).flatten(2, 3)
-
-    def finish(self) -> None:
-        """Count the chunks' tokens as cached, after the last layer."""
-        self.inner.finish()
+    def count_as_cached(self) -> None:
+        """Note that keys and values of the new tokens are in the cache."""
+        for row in self.rows:
+            self.cache.rows[row].length += self.count
 
 
-Part = Append | MiddleChunks | Banded | WindowedChunks
+class GroupPass(Protocol):
+    """A pass through the layers of one group."""
 
-
-class Pass:
-    """A pass through all layers of a model."""
-
-    def __init__(self, layers: Layers, part_of: Callable[[Group], Part]) -> None:
-        """Prepare the pass.
-
-        Args:
-            layers: The model's layers.
-            part_of: Returns the pass of one kind of layers.
-        """
-        self._layers = layers
-        self._parts = [part_of(group) for group in layers.groups]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output.
 
         Args:
             layer: Layer index.
-            query: (rows, num_heads, new, head_dim), without positions, as the model's layer has it.
+            query: (rows, num_heads, new, head_dim), entered into the layer's encoding, without positions.
             key: (rows, num_kv_heads, new, head_dim), likewise.
             value: Like key.
-            scaling: Factor of the scores.
+            scoring: How the scores are computed.
 
         Returns:
             (rows, num_heads, new, head_dim).
         """
-        number = self._layers.group_of[layer]
-        encoding = self._layers.groups[number].encoding
-        entered = encoding.enter(query, key, value, scaling)
-        return encoding.leave(self._parts[number].attend(layer, *entered, scaling), value)
 
-    def seen(self) -> list[ChunkStates]:
-        """Return the keys and values of each middle chunk of a pass that keeps them."""
-        chunks: list[ChunkStates] = []
-        for part in self._parts:
-            assert isinstance(part, MiddleChunks), "only middle chunks are kept"
-            chunks = chunks or [{} for _ in range(len(part.rows) * part.block.chunks)]
-            for layer, (key, value) in part.seen.items():
-                for i, states in enumerate(chunks):
-                    states[layer] = key[i], value[i]
-        return chunks
 
-    def restore(self, chunks: list[ChunkStates]) -> None:
-        """Write middle chunks that were seen before to the cache, in the place of running the pass.
+class ModelPass:
+    """A pass through all layers of a model."""
+
+    def __init__(self, layers: Layers, tokens: NewTokens, pass_of: Callable[[LayerGroup], GroupPass]) -> None:
+        """Prepare the pass.
 
         Args:
-            chunks: Ordered by prompt, then by chunk.
+            layers: The model's layers.
+            tokens: What the pass appends.
+            pass_of: Returns the pass through one group of layers.
         """
-        for layer in chunks[0]:
-            part = self._parts[self._layers.group_of[layer]]
-            assert isinstance(part, MiddleChunks), "only middle chunks are kept"
-            key, value = (torch.stack([states[layer][i] for states in chunks]) for i in range(2))
-            part.store(layer, key, value)
+        self._layers, self._tokens = layers, tokens
+        self._passes = [pass_of(group) for group in layers.groups]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """Do what `GroupPass.attend` does, with queries, keys and values as the model's layer has them."""
+        group = self._layers.group_of[layer]
+        encoding = self._layers.groups[group].encoding
+        entered = encoding.enter(query, key, value, scoring.scale)
+        return encoding.leave(self._passes[group].attend(layer, *entered, scoring), value)
 
     def finish(self) -> None:
         """Count the new tokens as cached, after the last layer."""
-        self._parts[0].finish()  # the parts share the cache and count the same tokens
-
-
-def appending(cache: WovenCache, rows: list[int], new: int, method: Method, layers: Layers, totals: list[int]) -> Pass:
-    """Return the pass that appends tokens to rows.
-
-    Args:
-        cache: Holds the rows' earlier tokens.
-        rows: The rows.
-        new: Number of new tokens of each.
-        method: Bound to the model.
-        layers: The model's layers.
-        totals: For each row the tokens of the input that the new ones belong to; see `Extent`.
-    """
-
-    def part(group: Group) -> Part:
-        if group.window is not None:
-            return Banded(cache, rows, new, SlidingWindow(window=group.window), group.encoding, totals)
-        kind = Banded if method.has_bands else Append
-        return kind(cache, rows, new, method, group.encoding, totals)
-
-    return Pass(layers, part)
+        self._tokens.count_as_cached()

@@ -16,7 +16,7 @@ from mesa_lm.methods.parameters import declared
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mesa_lm.models.families import Row
+    from mesa_lm.models.support import FamilyRow
 
 
 def methods(
@@ -31,11 +31,11 @@ def methods(
     With --families, a table of model families and methods instead, and why a cell is refused.
     """
     from mesa_lm.methods.registry import available_methods as known_methods
-    from mesa_lm.models.families import markdown, table
+    from mesa_lm.models.support import family_markdown, family_rows
 
-    rows = table()
+    rows = family_rows()
     if families:
-        print(json.dumps([row._asdict() for row in rows], indent=2) if as_json else markdown(rows))
+        print(json.dumps([row._asdict() for row in rows], indent=2) if as_json else family_markdown(rows))
         return
     described = {
         name: {**_describe(method), "families": _families(name, rows)} for name, method in known_methods().items()
@@ -46,7 +46,7 @@ def methods(
     _print_tables(described)
 
 
-def _families(method: str, rows: Sequence[Row]) -> list[str]:
+def _families(method: str, rows: Sequence[FamilyRow]) -> list[str]:
     """Return the model families that a method runs on."""
     names = [
         (row, f"{row.model_type} ({row.position})" if row.model_type == "falcon" else row.model_type) for row in rows

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from contextlib import ExitStack
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -12,18 +13,18 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from mesa_lm import __version__
-from mesa_lm.attention.chunk_store import check_store
 from mesa_lm.demo import MODEL_PATH
-from mesa_lm.errors import MethodError, ModelError
+from mesa_lm.errors import ModelError
 from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
-from mesa_lm.harness.model_args import checked_source, one_line_errors, refused_keyword, split_model_args
-from mesa_lm.harness.untruncated import UncutHFLM
+from mesa_lm.harness.model_args import check_store, checked_source, one_line_errors, refused_keyword, split_model_args
+from mesa_lm.harness.scoring import ScoringHFLM
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
-from mesa_lm.methods.train_length import train_length_of
-from mesa_lm.models.attach import Handle, extrapolate
-from mesa_lm.models.families import check_supported
+from mesa_lm.models.attach import extrapolate
+from mesa_lm.models.handle import Handle
+from mesa_lm.models.inspection import known_train_length
 from mesa_lm.models.memory import free_bytes
+from mesa_lm.models.support import check_supported
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
 logger = logging.getLogger("lm_eval.models.mesa_hf")
@@ -34,7 +35,7 @@ HF_KEYWORDS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", 
 _WITHOUT_EFFECT = frozenset({"batch_size", "max_batch_size", "device", "logits_cache"})
 
 
-class MesaHFLM(UncutHFLM):
+class MesaHFLM(ScoringHFLM):
     """lm-eval's `hf` running an extrapolation method.
 
     It differs from `hf` in this:
@@ -47,6 +48,10 @@ class MesaHFLM(UncutHFLM):
       its results are those of `hf` to the last bit for every request that `hf` does not truncate.
     * `batch_size=auto` tries the longest request there is, not one of `max_length` tokens.
     * An answer cache (`--use_cache`) serves the answers of the same model, method and options alone.
+
+    Attributes:
+        method: The method, bound to the model.
+        handle: The attached method; None for a quantiser's own class, which runs as it is under `origin`.
     """
 
     def __init__(
@@ -82,23 +87,10 @@ class MesaHFLM(UncutHFLM):
             raise ModelError(f"pretrained must be a folder, a name on the hub or a model, found {pretrained!r}")
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
-        super().__init__(pretrained=pretrained, **others)
         self._store_gib = chunk_store_gib
-        self._attach()
-
-    def _attach(self) -> None:
-        """Attach the method; not to a quantiser's own class, which runs as it is under `origin`."""
-        self._handle: Handle | None = None
-        self.share_beyond = None
-        base = getattr(self.model, "get_base_model", lambda: self.model)()
-        if self.stock_calls and not isinstance(base, PreTrainedModel):
-            return
-        self._handle = extrapolate(self.model, self.method)
-        store = free_bytes(self.model.device) // 8 if self._store_gib is None else int(self._store_gib * 2**30)
-        self._handle.reuse_chunks(store)
-        self._handle.on_pass = self._note_pass
-        if self._handle.keeps_beginnings:  # within the training length requests are answered as `hf` does
-            self.share_beyond = self._describe()["train_length"]
+        self.handle: Handle | None = None
+        super().__init__(pretrained=pretrained, **others)
+        self._adopt(self.method, self._attached(self.method))
 
     def switch(self, method: Method) -> None:
         """Run another method from now on, with the weights that are loaded.
@@ -110,14 +102,33 @@ class MesaHFLM(UncutHFLM):
             MethodError: Its parameters do not fit the model; the present method stays.
             ModelError: It cannot run on the model; the present method stays.
         """
-        stock_calls = isinstance(method, Origin)
-        if not stock_calls:
-            check_supported(self.config, method)
-            method = method.bind(self.config)
-        if self._handle is not None:
-            self._handle.remove()
-        self.method, self.stock_calls = method, stock_calls
-        self._attach()
+        with ExitStack() as back:
+            if self.handle is not None and self.handle.is_attached:
+                self.handle.remove()
+                back.callback(self.handle.attach)
+            handle = self._attached(method)
+            back.pop_all()
+        self._adopt(method, handle)
+
+    def _attached(self, method: Method) -> Handle | None:
+        """Attach a method; not `origin` to a quantiser's own class, which runs as it is."""
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        if isinstance(method, Origin) and not isinstance(base, PreTrainedModel):
+            return None
+        return extrapolate(self.model, method)
+
+    def _adopt(self, method: Method, handle: Handle | None) -> None:
+        """Answer requests with a method that has been attached."""
+        self.handle, self.stock_calls, self.share_beyond = handle, isinstance(method, Origin), None
+        self.method = method if handle is None else handle.method
+        if handle is None:
+            return
+        store = free_bytes(self.model.device) // 8 if self._store_gib is None else int(self._store_gib * 2**30)
+        handle.reuse_chunks(store)
+        handle.on_pass = self.bar.note_pass
+        # `hf` gives every request a call of its own, and so do all methods within the training length.
+        if handle.keeps_beginnings and not self.stock_calls:
+            self.share_beyond = self._describe()["train_length"]
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.
 
@@ -182,7 +193,7 @@ class MesaHFLM(UncutHFLM):
         return {
             "method": self.method.name,
             "parameters": parameters,
-            "train_length": parameters.get("train_length") or _train_length(self.config),
+            "train_length": parameters.get("train_length") or known_train_length(self.config),
             "pretrained": self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path,
             "max_length": self._max_length,
         }
@@ -209,11 +220,3 @@ class MesaHFLM(UncutHFLM):
 # The start-up hook or lm-eval itself may have registered the name already; a second registration is an error there.
 if "mesa-hf" not in model_registry:
     model_registry.register("mesa-hf", target=MesaHFLM)
-
-
-def _train_length(config: Any) -> int | None:
-    """The training length in tokens; None where the config names none, which matters to no method that runs."""
-    try:
-        return train_length_of(config)
-    except MethodError:
-        return None

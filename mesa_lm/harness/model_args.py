@@ -1,5 +1,6 @@
 """Check what a user typed in `--model_args` before any weight is loaded."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -7,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mesa_lm.errors import MethodError, ModelError, unknown_name
+from mesa_lm.errors import MethodError, ModelError, UsageError, unknown_name
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.registry import available_methods, make_method
 
@@ -78,6 +79,16 @@ def refused_keyword(name: str, keywords: Collection[str], host: Collection[str])
             raise
         own = [field.name for field in fields(available_methods()[name])]
         raise MethodError(_refusal(name, refused[0], own, host, [])) from None
+
+
+def check_store(gib: object) -> None:
+    """Check what a user gave as the size of a store.
+
+    Raises:
+        UsageError: It is not a number of at least 0.
+    """
+    if gib is not None and (isinstance(gib, bool) or not isinstance(gib, int | float) or not 0 <= gib < math.inf):
+        raise UsageError(f"chunk_store_gib must be a number of GiB, 0 for none, found {gib!r}")
 
 
 def checked_source(pretrained: str) -> str:

@@ -14,3 +14,8 @@ class Origin(Method):
     """
 
     name: ClassVar[str] = "origin"
+
+    @property
+    def depends_on_length(self) -> bool:
+        """The untouched model treats a token alike whatever follows it."""
+        return False

@@ -1,13 +1,36 @@
-"""The model families that methods run on: what each one's attention does, and which methods it refuses."""
+"""The table of model families: a row says what the attention of a model type does, and what is done about it.
+
+`mesa-lm methods` prints the table, in less time than importing torch takes. So neither this module nor those with the
+functions of its rows import torch or transformers with themselves.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from mesa_lm.errors import ModelError
-from mesa_lm.methods.base import Method
-from mesa_lm.methods.registry import available_methods
+from mesa_lm.models.alibi_slopes import baichuan_slopes, bloom_slopes, falcon_slopes, mpt_slopes
+from mesa_lm.models.attention_forwards import (
+    AttentionForward,
+    bloom_forward,
+    falcon_forward,
+    gptj_forward,
+    mpt_forward,
+    packed_forward,
+)
+from mesa_lm.models.position_tables import exchange_tables, lengthen_gptj, lengthen_mpt
+from mesa_lm.models.rotary_modules import exchange_modules, own_rotary, rebuilt_rotary
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+# What a config of a family is refused for, None where it is supported.
+Objection = Callable[[Any], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,26 +39,73 @@ class Family:
 
     Attributes:
         attention: Names of its attention classes in transformers' file for this type.
-        folder: Folder of transformers.models that holds the file; None for remote code, which is tried out on a few
-            tokens before it is believed.
-        position: Its position encoding; "by config": one of the other two, see `uses_alibi`.
+        folder: Folder of transformers.models that holds the file; None for remote code.
+        attributes: What an attention module must have for `attention_forward`, where its code may be any.
+        attention_forward: Stands in for the forward of its attention modules where they do not go through
+            transformers' AttentionInterface; None where they do.
+        bias_method: Method of the base model that builds a bias for the attention modules, which passes do without.
+        slopes: Returns the slope of each head where it has ALiBi; None: it is always rotary.
+        alibi_if: Tells from a config whether it has ALiBi; None: always if it has slopes.
+        rotary: Returns a module that computes the angles of any position.
         interleaved: Rotates component 2m with 2m + 1, else m with m + rotary_dim / 2.
         interleaved_angles: Its rotary module repeats each cosine at once.
+        exchange_rotary: Makes the model compute with the frequencies of a `Rotary`, but for some attention modules.
+        lengthen: Makes position tables that end at the training length longer; None: it has none.
         windows: Which layers have the config's sliding window: those that its layer_types name, or all.
         plain_full_layers: Layers without a window have no position encoding.
-        own_call: Its attention does not go through transformers' AttentionInterface.
+        objection: What keeps a config of this type out.
         about: What else sets it apart, for the table.
     """
 
     attention: tuple[str, ...]
     folder: str | None
-    position: Literal["rotary", "alibi", "by config"] = "rotary"
+    attributes: tuple[str, ...] = ()
+    attention_forward: AttentionForward | None = None
+    bias_method: str | None = None
+    slopes: Callable[[PreTrainedModel], Tensor] | None = None
+    alibi_if: Callable[[Any], bool] | None = None
+    rotary: Callable[[PreTrainedModel], nn.Module] = own_rotary
     interleaved: bool = False
     interleaved_angles: bool = False
+    exchange_rotary: Callable[..., None] = exchange_modules
+    lengthen: Callable[[PreTrainedModel, ExitStack], None] | None = None
     windows: Literal["none", "by layer", "all layers"] = "none"
     plain_full_layers: bool = False
-    own_call: bool = False
+    objection: Objection = lambda config: None
     about: str = ""
+
+    @property
+    def is_remote_code(self) -> bool:
+        """Whether its code comes with a model's weights, so that it is tried out before it is believed."""
+        return self.folder is None
+
+    @property
+    def home(self) -> str:
+        """The Python module, or for remote code the package, that holds its attention classes."""
+        if self.folder is None:
+            return "transformers_modules"
+        return f"transformers.models.{self.folder}.modeling_{self.folder}"
+
+    @property
+    def position_kinds(self) -> tuple[bool, ...]:
+        """Whether its models have ALiBi, False for rotary positions: one answer, or both."""
+        if self.slopes is None:
+            return (False,)
+        return (True,) if self.alibi_if is None else (False, True)
+
+    def uses_alibi(self, config: Any) -> bool:
+        """Tell whether a model of the family has ALiBi instead of rotary positions."""
+        return self.slopes is not None and (self.alibi_if is None or self.alibi_if(config))
+
+
+def _eager_bias(config: Any) -> str | None:
+    """Object to Falcon's eager attention under ALiBi."""
+    if not config.alibi or config._attn_implementation != "eager":
+        return None
+    return (
+        "with alibi and attn_implementation='eager' is not supported: transformers adds the bias twice there; load it "
+        "with attn_implementation='sdpa'"
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -58,8 +128,11 @@ FAMILIES: dict[str, Family] = {
     "gptj": Family(
         attention=("GPTJAttention", "GPTJFlashAttention2"),
         folder="gptj",
+        attention_forward=gptj_forward,
+        rotary=rebuilt_rotary,
         interleaved=True,
-        own_call=True,
+        exchange_rotary=exchange_tables,
+        lengthen=lengthen_gptj,
         about="part of each head rotated",
     ),
     "cohere": Family(attention=("CohereAttention",), folder="cohere", interleaved=True, interleaved_angles=True),
@@ -86,17 +159,32 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family(
         attention=("FalconAttention", "FalconFlashAttention2"),
         folder="falcon",
-        position="by config",
-        own_call=True,
+        attention_forward=falcon_forward,
+        slopes=falcon_slopes,
+        alibi_if=lambda config: bool(config.alibi),
+        objection=_eager_bias,
         about="`alibi` in the config chooses the positions",
     ),
-    "mpt": Family(attention=("MptAttention",), folder="mpt", position="alibi", own_call=True),
-    "bloom": Family(attention=("BloomAttention",), folder="bloom", position="alibi", own_call=True),
+    "mpt": Family(
+        attention=("MptAttention",),
+        folder="mpt",
+        attention_forward=mpt_forward,
+        slopes=mpt_slopes,
+        lengthen=lengthen_mpt,
+    ),
+    "bloom": Family(
+        attention=("BloomAttention",), folder="bloom", attention_forward=bloom_forward, slopes=bloom_slopes
+    ),
     "baichuan": Family(
         attention=("Attention", "BaichuanAttention"),
         folder=None,
-        position="by config",
-        own_call=True,
+        attributes=("W_pack", "o_proj", "num_heads", "head_dim"),
+        attention_forward=packed_forward,
+        bias_method="get_alibi_mask",
+        slopes=baichuan_slopes,
+        # Only configs of rotary models have a longest position.
+        alibi_if=lambda config: not hasattr(config, "max_position_embeddings"),
+        rotary=rebuilt_rotary,
         about="remote code; no generation under transformers 5",
     ),
 }
@@ -110,23 +198,6 @@ REFUSED: dict[str, str] = {
     "deepseek_v3": LATENT,
     "gpt_oss": "attention sinks: every head adds a learned score to the sum of its exponentiated scores",
 }
-ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
-
-
-class Row(NamedTuple):
-    """One line of the table of families.
-
-    Attributes:
-        model_type: As in a config; falcon has two.
-        position: Its position encoding, in words.
-        about: What else sets it apart.
-        refusals: For each method by name why it is refused, None where it is supported.
-    """
-
-    model_type: str
-    position: str
-    about: str
-    refusals: dict[str, str | None]
 
 
 def family_of(config: Any) -> Family:
@@ -146,15 +217,6 @@ def family_of(config: Any) -> Family:
             "method 'origin' runs every type"
         )
     return found
-
-
-def uses_alibi(config: Any) -> bool:
-    """Tell whether a supported model has ALiBi instead of rotary positions."""
-    family = family_of(config)
-    if family.position == "by config":
-        # Of Baichuan's configs only those of rotary models have a longest position.
-        return bool(config.alibi) if config.model_type == "falcon" else not hasattr(config, "max_position_embeddings")
-    return family.position == "alibi"
 
 
 def rope_sets(config: Any) -> dict[str | None, dict[str, Any]]:
@@ -182,96 +244,3 @@ def layer_windows(config: Any) -> list[int | None]:
                 "full_attention"
             )
     return [window if kind == "sliding_attention" else None for kind in config.layer_types]
-
-
-def refusal(method: type[Method], family: Family, alibi: bool) -> str | None:
-    """Return why a method is refused on models of a family with (or without) ALiBi, None where it is supported."""
-    if method.rope_parameters is Method.rope_parameters:
-        return None
-    if alibi:
-        return "it scales rotary frequencies, and ALiBi has none"
-    if family.folder is None and method.static_rope:
-        return "it replaces a model's rotary frequencies, and remote code keeps its own"
-    if family.plain_full_layers:
-        return "it scales rotary frequencies, and the layers that see everything have none"
-    return None
-
-
-def check_supported(config: Any, method: Method | None = None) -> None:
-    """Check that methods other than `origin` can run on models of this kind.
-
-    Args:
-        config: A transformers config.
-        method: The method; None checks only the model.
-
-    Raises:
-        ModelError: The model type, its rotary scaling, one of its attention's features or the method on it is not
-            supported.
-    """
-    family_of(config)
-    for kind, parameters in rope_sets(config).items():
-        rope_type = parameters.get("rope_type", "default")
-        if rope_type not in ROPE_TYPES:
-            where = f" in {kind} layers" if kind else ""
-            raise ModelError(
-                f"model type {config.model_type!r} with rope_type {rope_type!r}{where} is not supported; supported "
-                f"are {', '.join(ROPE_TYPES)}"
-            )
-        stale = getattr(method, "cached_keys", None) == "stale"
-        if stale and rope_type in ("dynamic", "longrope"):
-            raise ModelError(
-                f"method 'dynamic_ntk' with cached_keys=stale is not supported on rope_type {rope_type!r}, where "
-                "cached keys follow the input's length; leave cached_keys out"
-            )
-    if config.model_type == "falcon" and config.alibi and config._attn_implementation == "eager":
-        raise ModelError(
-            "model type 'falcon' with alibi and attn_implementation='eager' is not supported: transformers adds the "
-            "bias twice there; load it with attn_implementation='sdpa'"
-        )
-    if getattr(config, "use_bidirectional_attention", None):
-        raise ModelError(f"model type {config.model_type!r} with use_bidirectional_attention is not supported")
-    layer_windows(config)
-    if method is None:
-        return
-    family, alibi = family_of(config), uses_alibi(config)
-    reason = refusal(type(method), family, alibi)
-    if reason is not None:
-        allowed = [name for name, other in available_methods().items() if refusal(other, family, alibi) is None]
-        raise ModelError(
-            f"method {method.name!r} is not supported on model type {config.model_type!r}: {reason}; supported are "
-            f"{', '.join(allowed)}"
-        )
-
-
-def table() -> list[Row]:
-    """Return which methods every family supports, and the types that are refused altogether."""
-    rows = []
-    for model_type, family in FAMILIES.items():
-        kinds = (False, True) if family.position == "by config" else (family.position == "alibi",)
-        for alibi in kinds:
-            position = "ALiBi" if alibi else "rotary, interleaved" if family.interleaved else "rotary"
-            windows = {"none": "", "by layer": "sliding windows in some layers", "all layers": "sliding windows"}
-            about = ", ".join(text for text in (family.about, windows[family.windows]) if text)
-            cells = {name: refusal(method, family, alibi) for name, method in available_methods().items()}
-            rows.append(Row(model_type, position, about, cells))
-    for model_type, reason in REFUSED.items():
-        cells = {name: None if name == "origin" else reason for name in available_methods()}
-        rows.append(Row(model_type, "", "", cells))
-    return rows
-
-
-def markdown(rows: list[Row]) -> str:
-    """Return the table of families in Markdown: yes, or the number of the reason below the table."""
-    reasons: list[str] = []
-    lines = [
-        f"| model type | positions | besides | {' | '.join(f'`{name}`' for name in rows[0].refusals)} |",
-        "|---" * (3 + len(rows[0].refusals)) + "|",
-    ]
-    for row in rows:
-        cells = []
-        for reason in row.refusals.values():
-            if reason is not None and reason not in reasons:
-                reasons.append(reason)
-            cells.append("yes" if reason is None else f"no ({reasons.index(reason) + 1})")
-        lines.append(f"| `{row.model_type}` | {row.position} | {row.about} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))])

@@ -1,10 +1,14 @@
 """Room to grow in transformers' own cache, which otherwise copies all keys and values for every decoded token."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from mesa_lm.models.families import FAMILIES
 
 _ALIGNMENT = 16  # bytes: keys of a multiple of it lie in a view as well aligned as in a copy
 
@@ -72,3 +76,26 @@ def let_grow(cache: object) -> None:
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = GrowingLayer
+
+
+def with_growing_cache(forward: Callable[..., Any], model: PreTrainedModel) -> Callable[..., Any]:
+    """Return a model's forward such that its cache appends in place; where it has gradients, it is left as it is.
+
+    Args:
+        forward: Of the model.
+        model: The model.
+    """
+    family = FAMILIES.get(model.config.model_type)
+    makes_cache = family is not None and not family.is_remote_code
+
+    def grow(*args: Any, **kwargs: Any) -> Any:
+        # A cache is hardly ever given by position.
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and len(args) <= 1:
+            use_cache = kwargs.get("use_cache")
+            use_cache = getattr(model.config, "use_cache", False) if use_cache is None else use_cache
+            if use_cache and kwargs.get("past_key_values") is None and makes_cache:
+                kwargs["past_key_values"] = DynamicCache(config=model.config)  # as these models do themselves
+            let_grow(kwargs.get("past_key_values"))
+        return forward(*args, **kwargs)
+
+    return grow

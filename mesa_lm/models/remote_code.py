@@ -2,17 +2,16 @@
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesa_lm.attention.forward import Forward, RunPass
-from mesa_lm.attention.layer_groups import Layers
-from mesa_lm.attention.model_pass import SlidingWindow
+from mesa_lm.attention.call import ForwardCall
+from mesa_lm.attention.window import LayerWindow
 from mesa_lm.errors import ModelError
+from mesa_lm.models.pass_runner import PassRunner
 
 _TRIAL_TOKENS = 37
 
@@ -39,36 +38,23 @@ def keeping_logits(forward: Callable[..., Any], model: PreTrainedModel) -> Calla
     return keep
 
 
-def try_out(
-    model: PreTrainedModel,
-    layers: Layers,
-    forward: Callable[..., Any],
-    run_pass: RunPass,
-    own_attention: Callable[[], AbstractContextManager[None]],
-) -> None:
+def try_out(model: PreTrainedModel, runner: PassRunner) -> None:
     """Compare a model's own logits of a few tokens with those at plain distances under attention of ours.
 
     Args:
         model: The model.
-        layers: Its layers.
-        forward: Its own forward.
-        run_pass: See `Forward`.
-        own_attention: Inside it the model's attention is replaced by ours.
+        runner: Runs its passes.
 
     Raises:
         ModelError: They differ by more than rounding.
     """
-    vocab = model.config.vocab_size
-    tokens = (torch.arange(1, _TRIAL_TOKENS + 1, device=model.device) * 7 % vocab)[None]
+    forward = keeping_logits(model.forward, model)
+    tokens = (torch.arange(1, _TRIAL_TOKENS + 1, device=model.device) * 7 % model.config.vocab_size)[None]
     with torch.no_grad():
         expected = forward(input_ids=tokens, use_cache=False, return_dict=True).logits.float()
-        plain = SlidingWindow(window=_TRIAL_TOKENS)
-        nothing: dict[str, Any] = dict.fromkeys(("inputs_embeds", "attention_mask", "position_ids", "cache"))
-        with own_attention():
-            call = Forward(plain, layers, run_pass, input_ids=tokens, use_cache=False, logits_to_keep=0, **nothing)
-            found = call.run()
-    assert found.logits is not None
-    error = (found.logits.float() - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()
+    found = runner.run(ForwardCall(input_ids=tokens), LayerWindow(window=_TRIAL_TOKENS), forward).logits
+    assert found is not None
+    error = (found.float() - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()
     allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05  # the model's own rounding
     if not error < allowed:
         raise ModelError(

@@ -1,28 +1,22 @@
-"""Replace a method on one object and put back what was there."""
+"""Replace a method on one object, to be put back later."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 
-def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+def replace_method(owner: Any, name: str, function: Callable[..., Any], undo: ExitStack) -> None:
     """Set a method on an instance.
 
     Args:
         owner: The instance.
         name: Of the method.
         function: What to call instead.
-
-    Returns:
-        A function that gives the instance back what it had, or its class's.
+        undo: Closing it gives the instance back what it had, or its class's.
     """
-    had = name in owner.__dict__
-    previous = owner.__dict__.get(name)
+    had, previous = name in owner.__dict__, owner.__dict__.get(name)
     setattr(owner, name, function)
-
-    def restore() -> None:
-        if had:
-            setattr(owner, name, previous)
-        else:
-            delattr(owner, name)
-
-    return restore
+    if had:
+        undo.callback(setattr, owner, name, previous)
+    else:
+        undo.callback(delattr, owner, name)

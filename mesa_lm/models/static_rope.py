@@ -2,81 +2,50 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.rotary import Rotary
 from mesa_lm.methods.base import Method
-from mesa_lm.models.inspection import rotary_modules
-from mesa_lm.models.replacing import replaced
+from mesa_lm.models.families import family_of
+from mesa_lm.models.growing_cache import with_growing_cache
+from mesa_lm.models.handle import Handle
+from mesa_lm.models.position_tables import input_length
 
 
-def scale_statically(
-    model: PreTrainedModel, layers: Layers, method: Method, attention: list[nn.Module]
-) -> Callable[[], None]:
-    """Give other frequencies to the layers that see everything; layers that keep their window keep theirs.
+class StaticRopeHandle(Handle):
+    """A model that runs with other frequencies in the layers that see everything; the others keep theirs."""
 
-    Args:
-        model: Of a supported type with rotary positions.
-        layers: Its layers.
-        method: With `static_rope`.
-        attention: The attention module of each layer.
+    def __init__(self, model: PreTrainedModel, method: Method, layers: Layers, attention: list[nn.Module]) -> None:
+        super().__init__(model, method, layers)
+        self._scaled = _scaled(layers, method)
+        # With a set of frequencies for each kind of layer, those of layers with a window do not change.
+        shared = self._scaled is not None and self._scaled.layer_type is None
+        self._windowed = [module for i, module in enumerate(attention) if shared and layers.of(i).window is not None]
 
-    Returns:
-        A function that gives the model its own frequencies back.
-    """
-    undo = ExitStack()
-    changed = [group.encoding for group in layers.groups if group.window is None]
-    last: Rotary | None = None
-    for rotary in changed:
+    def _replacement(self, forward: Callable[..., Any], undo: ExitStack) -> Callable[..., Any]:
+        if self._scaled is not None:
+            family_of(self.model.config).exchange_rotary(self.model, self._scaled, self._windowed, undo)
+        growing = with_growing_cache(forward, self.model)
+
+        def scaled(*args: Any, **kwargs: Any) -> Any:
+            self._warn_beyond(input_length(args, kwargs))
+            return growing(*args, **kwargs)
+
+        return scaled
+
+
+def _scaled(layers: Layers, method: Method) -> Rotary | None:
+    """Return a method's frequencies, None where every layer keeps a window."""
+    scaled: Rotary | None = None
+    for rotary in (group.encoding for group in layers.groups if group.window is None):
         assert isinstance(rotary, Rotary), "refused before"
         parameters = method.rope_parameters(rotary.config, total=0)
         assert parameters is not None
         # A module with several sets of frequencies gets them one after another.
-        before = rotary if last is None else last.for_kind(rotary.layer_type)
-        last = before.scaled(parameters, total=0)
-    if last is None:
-        return undo.close
-    if model.config.model_type == "gptj":
-        for module in attention:
-            undo.callback(replaced(module, "_get_embed_positions", partial(_table, last)))
-        return undo.close
-    shared = last.layer_type is None
-    windowed = [module for i, module in enumerate(attention) if shared and layers.of(i).window is not None]
-    for module in rotary_modules(model):
-        _replace_forward(module, last.module.forward, windowed, undo)
-    return undo.close
-
-
-def _replace_forward(
-    module: nn.Module, forward: Callable[..., Any], windowed: list[nn.Module], undo: ExitStack
-) -> None:
-    """Let a rotary module compute scaled angles, but hand its own ones to the layers that keep a window."""
-    own = module.forward
-    plain: dict[str, Any] = {}
-
-    def scaled(*args: Any, **kwargs: Any) -> Any:
-        if windowed:
-            plain["position_embeddings"] = own(*args, **kwargs)
-        return forward(*args, **kwargs)
-
-    def hand_over(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, **plain}
-
-    undo.callback(replaced(module, "forward", scaled))
-    for layer in windowed:
-        undo.callback(layer.register_forward_pre_hook(hand_over, with_kwargs=True).remove)
-
-
-def _table(rotary: Rotary, position_ids: Tensor) -> Tensor:
-    """Return sines and cosines of all positions as GPT-J's attention looks them up, (batch, len, rotary_dim)."""
-    positions = torch.arange(int(position_ids.max()) + 1)
-    angles = rotary.angles(positions[None], torch.float32)
-    half = angles.cos.shape[-1] // 2
-    both = torch.cat([angles.sin[..., :half], angles.cos[..., :half]], dim=-1)
-    return both.to(position_ids.device).repeat(position_ids.shape[0], 1, 1)
+        before = rotary if scaled is None else scaled.for_kind(rotary.layer_type)
+        scaled = before.scaled(parameters, total=0)
+    return scaled

@@ -14,13 +14,13 @@ import torch
 
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.harness.model import MesaHFLM
-from mesa_lm.harness.untruncated import Request
+from mesa_lm.harness.scoring import ScoredRequest
 from mesa_lm.methods.mesa import Mesa
 
 ANSWER_TOKENS = 5
 
 
-def shared_requests(tokens: int, questions: int, choices: int, vocabulary: int) -> list[Request]:
+def shared_requests(tokens: int, questions: int, choices: int, vocabulary: int) -> list[ScoredRequest]:
     """Return questions of 20 to 50 tokens about a document of random tokens, with their choices.
 
     Args:
@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> None:
             run.share_beyond = None
         requests = shared_requests(given.tokens, given.questions, given.choices, run.model.config.vocab_size)
         run._loglikelihood_tokens(requests[:1], disable_tqdm=True)  # starts threads and kernels
-        handle = run.model._mesa_handle
+        handle = run.handle
+        assert handle is not None
         handle.reuse_chunks(0 if handle.store is None else handle.store.budget_bytes)  # forget what this computed
         start = time.perf_counter()
         answers[name] = run._loglikelihood_tokens(requests, disable_tqdm=True)

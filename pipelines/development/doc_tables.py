@@ -13,7 +13,7 @@ from mesa_lm.errors import UsageError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.parameters import allowed, declared
 from mesa_lm.methods.registry import method_class
-from mesa_lm.models.families import markdown, table
+from mesa_lm.models.support import family_markdown, family_rows
 
 BLOCK = re.compile(r"(<!-- (\w+)(?:: (\w+)(?:, (\w+))?)? -->\n).*?(\n<!-- end -->)", re.DOTALL)
 TRAIN_LENGTH = 2048  # for which the values of rules are shown
@@ -42,7 +42,7 @@ def rewritten(text: str) -> str:
         if kind == "parameters":
             return f"{start}{parameter_table(method_class(name, variant))}{end}"
         if kind == "families":
-            return f"{start}{markdown(table())}{end}"
+            return f"{start}{family_markdown(family_rows())}{end}"
         raise UsageError(f"no table {kind!r} (allowed: parameters, families)")
 
     return BLOCK.sub(block, text)

@@ -42,10 +42,10 @@ def main() -> None:
 
         return run
 
-    attach = MesaHFLM._attach
+    load = MesaHFLM.__init__
 
-    def attach_timed(lm: MesaHFLM) -> None:
-        attach(lm)
+    def load_timed(lm: MesaHFLM, *args: Any, **kwargs: Any) -> None:
+        load(lm, *args, **kwargs)
         for owner, name in (
             (lm.model, "forward"),
             (lm.model, "generate"),
@@ -53,7 +53,7 @@ def main() -> None:
         ):
             setattr(owner, name, timed("model", getattr(owner, name)))
 
-    setattr(MesaHFLM, "_attach", attach_timed)  # noqa: B010  # mypy refuses an assignment
+    setattr(MesaHFLM, "__init__", load_timed)  # noqa: B010  # mypy refuses an assignment
     setattr(TaskManager, "load", timed("evaluation", TaskManager.load))  # noqa: B010
     evaluator.evaluate = timed("evaluation", evaluator.evaluate)
     cli_evaluate()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mesa_lm.attention.alibi import Alibi
-from mesa_lm.attention.kernels import attend
-from mesa_lm.attention.rotary import multiply, rotate
+from mesa_lm.attention.encoding import multiply, rotate
+from mesa_lm.attention.kernels import Scoring, attend
 
 HEADS, HEAD_DIM = 3, 7
 SLOPES = torch.tensor([0.5, 0.0625, 0.00390625])  # the steepest and the flattest of 8 heads, and one between
@@ -15,9 +15,9 @@ def states(length, seed):
     return torch.randn(1, HEADS, length, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
 
 
-def expected(query, key, value, query_pos, key_pos, scaling):
+def expected(query, key, value, query_pos, key_pos, scale):
     bias = -SLOPES[:, None, None].double() * (query_pos[:, None] - key_pos).double()
-    scores = query.double() @ key.double().transpose(-1, -2) * scaling + bias
+    scores = query.double() @ key.double().transpose(-1, -2) * scale + bias
     return scores.softmax(-1) @ value.double(), scores.logsumexp(-1)
 
 
@@ -34,13 +34,13 @@ def expected(query, key, value, query_pos, key_pos, scaling):
 )
 def test_attention_equals_the_written_bias(length, dtype, atol):
     query, key, value = (states(n, seed).to(dtype) for n, seed in ((5, 1), (length, 2), (length, 3)))
-    encoding, scaling = Alibi(SLOPES, dtype), 0.3
+    encoding, scale = Alibi(SLOPES, dtype), 0.3
     positions = torch.arange(length)
-    own, keys, values = encoding.enter(query, key, value, scaling)
+    own, keys, values = encoding.enter(query, key, value, scale)
     own = rotate(own, encoding.angles(positions[None, -5:]))
     keys = rotate(keys, encoding.angles(positions[None]))
-    part = attend(own, keys, values, scaling, causal=False)
-    output, lse = expected(query, key, value, positions[-5:], positions, scaling)
+    part = attend(own, keys, values, Scoring(scale), causal=False)
+    output, lse = expected(query, key, value, positions[-5:], positions, scale)
     assert encoding.leave(part.output, value).dtype == dtype
     torch.testing.assert_close(encoding.leave(part.output, value).double(), output, atol=atol, rtol=0)
     # Sums over different ranges of keys are merged by it, so it must be right in itself, too.

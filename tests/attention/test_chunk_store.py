@@ -2,15 +2,11 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
 from helpers import random_ids
-from transformers import AutoTokenizer
+from tiny_models import FAMILIES, tiny_model
 
 import mesa_lm
-from mesa_lm.attention.chunk_store import ChunkStore, check_store, split_by_store
-from mesa_lm.demo import MODEL_PATH
-from mesa_lm.errors import UsageError
-from mesa_lm.harness.model import MesaHFLM
+from mesa_lm.attention.chunk_store import ChunkStore, split_by_store
 from mesa_lm.methods.geometry import Block
 
 DOCUMENT = random_ids(211)
@@ -131,24 +127,3 @@ def test_neighbours_of_a_kind_stay_together():
     parts = list(split_by_store(store, [b"a", b"b", b"c", b"d", b"e"], Block(3, 7, 5), [True] * 4 + [False]))
     assert [part.block for part in parts] == [Block(3, 7, 2), Block(17, 7, 3)]
     assert [len(part.states) for part in parts] == [2, 0]
-
-
-@pytest.mark.parametrize("size", [-1, float("inf"), "2", True])
-def test_an_impossible_size_is_refused(size):
-    with pytest.raises(UsageError, match="chunk_store_gib must be a number of GiB, 0 for none"):
-        check_store(size)
-
-
-def test_mesa_hf_shares_chunks_unless_told_otherwise(tmp_path):
-    tiny_model(train_length=41).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH)
-    prompts = [(None, prompt.tolist(), [5, 7]) for prompt in QUESTIONS]
-
-    def answers(**options):
-        model = MesaHFLM(pretrained=str(tmp_path), tokenizer=tokenizer, batch_size=1, **MESA, **options)
-        scores = model._loglikelihood_tokens(prompts, disable_tqdm=True)
-        return scores, model.model._mesa_handle.store
-
-    (shared, store), (alone, nothing) = answers(), answers(chunk_store_gib=0)
-    assert store.hits > 0 and nothing is None
-    assert [score for score, _ in shared] == pytest.approx([score for score, _ in alone], abs=1e-5)

@@ -101,7 +101,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_run_goes_on_from_its_finished_answers(model_path, tmp_path, monkeypatch, caplog, kind) -> None:
     path, asked = str(tmp_path / "answers.db"), requests(kind, *KINDS[kind])
-    step = "_model_generate" if kind == "generate_until" else "_scored_states"
+    step = "_model_generate" if kind == "generate_until" else "scored_states"
     calls = []
 
     def counting(self, *args, **kwargs):
@@ -124,7 +124,7 @@ def test_without_a_cache_nothing_is_said_to_be_kept(model_path, monkeypatch, cap
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MesaHFLM, "_scored_states", interrupted)
+    monkeypatch.setattr(MesaHFLM, "scored_states", interrupted)
     with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.WARNING, "lm_eval.models.mesa_hf"):
         MesaHFLM(pretrained=model_path).loglikelihood(requests("loglikelihood", *pairs([31])))
     assert "No answers are kept" in caplog.text

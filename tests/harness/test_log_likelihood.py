@@ -3,11 +3,10 @@
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, tiny_model
+from tiny_models import FAMILIES, tiny_model
 from word_model import requests, text
 
-from mesa_lm.harness import log_likelihood as logits
-from mesa_lm.harness import untruncated as scoring
+from mesa_lm.harness import log_likelihood, scoring
 from mesa_lm.harness.log_likelihood import SOFTMAX_BLOCK, continuation_score, find_head, states_as_logits
 from mesa_lm.harness.model import MesaHFLM
 
@@ -56,11 +55,11 @@ def test_the_output_layer_is_restored_after_an_error() -> None:
 def test_logits_exist_for_a_block_at_a_time(model_path, method, monkeypatch) -> None:
     asked = requests("loglikelihood_rolling", (text(397, 5),), (text(31, 5),))
     whole = MesaHFLM(pretrained=model_path, method=method, batch_size=2).loglikelihood_rolling(asked)
-    monkeypatch.setattr(logits, "SOFTMAX_BLOCK", 23)
+    monkeypatch.setattr(log_likelihood, "SOFTMAX_BLOCK", 23)
     monkeypatch.setattr(scoring, "SOFTMAX_BLOCK", 23)
     monkeypatch.setattr(scoring, "STOCK_LOGITS_BYTES", 0)
     model = MesaHFLM(pretrained=model_path, method=method, batch_size=2)
-    assert model._head is not None
+    model.loglikelihood_rolling(asked)  # finds out once what makes logits of hidden states
     shapes = []
     model.model.lm_head.register_forward_hook(lambda layer, inputs, output: shapes.append(tuple(output.shape)))
     assert model.loglikelihood_rolling(asked) == pytest.approx(whole, rel=1e-5)

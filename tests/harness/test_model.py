@@ -6,14 +6,16 @@ import pytest
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
+from packed_model import SHAPES, load_packed
 from word_model import TRAIN_LENGTH, WORDS, pairs, requests, text
 
 from mesa_lm.errors import MesaError, MethodError, ModelError, UsageError
 from mesa_lm.harness import model as harness
-from mesa_lm.harness import untruncated as scoring
+from mesa_lm.harness import progress_bar, untruncated
 from mesa_lm.harness.model import HF_KEYWORDS, MesaHFLM
-from mesa_lm.harness.model_args import checked_source, split_model_args
+from mesa_lm.harness.model_args import check_store, checked_source, split_model_args
 from mesa_lm.methods.registry import make_method
+from mesa_lm.models.attach import extrapolate
 
 # float32; rows of a batch take part in matrix products of other shapes, which round differently.
 TOLERANCE = 1e-4
@@ -132,7 +134,7 @@ def sorted_by_length(asked):
 
 
 def test_auto_batch_size_tries_the_longest_request_and_no_longer_one(model_path, monkeypatch):
-    monkeypatch.setattr(scoring, "CPU_BATCH_TOKENS", 1000)
+    monkeypatch.setattr(untruncated, "CPU_BATCH_TOKENS", 1000)
     lm = MesaHFLM(pretrained=model_path, device="cpu", batch_size="auto")
     calls = spy_on_forward(lm, monkeypatch)
     lm.loglikelihood(requests("loglikelihood", *pairs([211, 131, 62, 31, 5])))
@@ -264,6 +266,12 @@ def test_hf_options_reach_transformers(model_path):
     assert lm.method.last_chunk == 29
 
 
+@pytest.mark.parametrize("size", [-1, float("inf"), "2", True])
+def test_an_impossible_size_of_the_chunk_store_is_refused(size):
+    with pytest.raises(UsageError, match="chunk_store_gib must be a number of GiB, 0 for none"):
+        check_store(size)
+
+
 def test_a_loaded_model_can_be_given(model_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(model_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
@@ -321,13 +329,127 @@ def test_another_method_runs_on_the_weights_that_are_loaded(model_path):
         assert switched.loglikelihood(asked) == fresh.loglikelihood(asked)
         assert switched.get_model_info()["mesa_lm"] == fresh.get_model_info()["mesa_lm"]
     assert switched.model.state_dict()["lm_head.weight"].data_ptr() == weights
-    with pytest.raises(MethodError, match="last_chunk"):
-        switched.switch(make_method("mesa", last_chunk=10_000))
-    assert switched.method.name == "stair"
+
+
+def given(model, model_path, method):
+    """A model that is loaded already, with the tokenizer of the tiny one."""
+    return MesaHFLM(model, tokenizer=transformers.AutoTokenizer.from_pretrained(model_path), method=method)
+
+
+def another_family(model_path, monkeypatch, folder):
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=56, n_positions=1000)
+    return given(transformers.GPT2LMHeadModel(config).eval(), model_path, "origin"), make_method("mesa")
+
+
+def a_quantiser_s_own_class(model_path, monkeypatch, folder):
+    class Quantised(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.config, self.device = model, model.config, model.device
+            self.dtype, self.name_or_path, self.tie_weights = model.dtype, "", lambda: None
+
+        def forward(self, input_ids):
+            return self.model(input_ids)
+
+    inner = transformers.AutoModelForCausalLM.from_pretrained(model_path)
+    return given(Quantised(inner).eval(), model_path, "origin"), make_method("mesa")
+
+
+def parameters_that_do_not_fit(model_path, monkeypatch, folder):
+    return MesaHFLM(pretrained=model_path, method="rerope", window=7), make_method("mesa", last_chunk=10_000)
+
+
+def a_refused_rope_type(model_path, monkeypatch, folder):
+    lm = MesaHFLM(pretrained=model_path, method="mesa")
+    monkeypatch.setitem(lm.model.config.rope_parameters, "rope_type", "proportional")
+    return lm, make_method("rerope")
+
+
+def attention_that_is_unknown(model_path, monkeypatch, folder):
+    lm = MesaHFLM(pretrained=model_path, method="ntk")
+    attention = lm.model.model.layers[1].self_attn
+    attention.__class__ = type("OtherAttention", (type(attention),), {})
+    return lm, make_method("mesa")
+
+
+def remote_code_that_computes_something_else(model_path, monkeypatch, folder):
+    return given(load_packed(folder, **SHAPES["rotary"], sharper=1.2), model_path, "origin"), make_method("mesa")
+
+
+def remote_code_that_changed(model_path, monkeypatch, folder):
+    lm = given(load_packed(folder, **SHAPES["rotary"]), model_path, "mesa")
+    lm.model.model.layers[0].self_attn.sharper = 1.2
+    return lm, make_method("rerope")
+
+
+def frequencies_that_fail(model_path, monkeypatch, folder):
+    lm = MesaHFLM(pretrained=model_path, method="mesa")
+    monkeypatch.setattr(type(lm.model.model.rotary_emb), "__init__", lambda *args: 1 / 0)
+    return lm, make_method("ntk")
+
+
+def layers_that_fail_to_change(model_path, monkeypatch, folder):
+    lm = MesaHFLM(pretrained=model_path, method="mesa")
+    monkeypatch.setattr("mesa_lm.models.rotary_modules.replace_method", lambda *args: 1 / 0)
+    return lm, make_method("ntk")
+
+
+def frequencies_that_were_scaled(model_path, monkeypatch, folder):
+    return MesaHFLM(pretrained=model_path, method="ntk"), make_method("mesa", last_chunk=10_000)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        another_family,
+        a_quantiser_s_own_class,
+        parameters_that_do_not_fit,
+        a_refused_rope_type,
+        attention_that_is_unknown,
+        remote_code_that_computes_something_else,
+        remote_code_that_changed,
+        frequencies_that_fail,
+        layers_that_fail_to_change,
+        frequencies_that_were_scaled,
+    ],
+    ids=lambda case: case.__name__,
+)
+def test_where_another_method_cannot_be_attached_the_present_one_stays(case, model_path, monkeypatch, tmp_path):
+    lm, other = case(model_path, monkeypatch, tmp_path)
+    asked = requests("loglikelihood", (text(190, 1), text(4, 2)), (text(190, 1), text(3, 3)))
+    state = lm.method, lm.handle, lm.stock_calls, lm.share_beyond, lm.handle and lm.handle.store
+    before = lm.loglikelihood(asked)
+    with pytest.raises((MesaError, ZeroDivisionError)):
+        lm.switch(other)
+    assert (lm.method, lm.handle, lm.stock_calls, lm.share_beyond, lm.handle and lm.handle.store) == state
+    assert lm.handle is None or lm.handle.is_attached
+    assert lm.loglikelihood(asked) == before
+
+
+def test_a_method_that_somebody_else_attached_stays(model_path):
+    lm = MesaHFLM(pretrained=model_path, method="mesa")
+    lm.handle.remove()
+    with extrapolate(lm.model, "stair") as others:
+        with pytest.raises(ModelError, match="'stair' is attached to this model already"):
+            lm.switch(make_method("rerope"))
+        assert others.is_attached and lm.method.name == "mesa"
+    lm.switch(make_method("rerope"))
+    assert lm.handle.is_attached and lm.method.name == "rerope"
+
+
+def test_requests_share_chunks_unless_told_otherwise(model_path):
+    document = text(300, 1)
+    asked = requests("loglikelihood", *((f"{document} {text(n, n)}", " w1 w2") for n in (3, 5, 9)))
+    options = {"pretrained": model_path, "batch_size": 1, "first_chunk": 3, "chunk_width": 31, "last_chunk": 13}
+    sharing, apart = MesaHFLM(**options), MesaHFLM(**options, chunk_store_gib=0)
+    assert apart.handle.store is None
+    shared, alone = sharing.loglikelihood(asked), apart.loglikelihood(asked)
+    assert sharing.handle.store.hits > 0
+    assert [score for score, _ in shared] == pytest.approx([score for score, _ in alone], abs=TOLERANCE)
 
 
 def test_progress_moves_within_a_long_prompt(model_path, monkeypatch, capsys):
-    monkeypatch.setattr(scoring, "REDRAW_S", 0.0)
+    monkeypatch.setattr(progress_bar, "REDRAW_S", 0.0)
     lm = MesaHFLM(pretrained=model_path, device="cpu", batch_size=1)
     lm.loglikelihood(requests("loglikelihood", (text(397, 3), " w1 w2")))
     shown = [int(run) for run in re.findall(r"tokens=(\d+)/399", capsys.readouterr().err)]

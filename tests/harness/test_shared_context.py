@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
+from word_model import requests
 
 from mesa_lm.errors import UsageError
-from mesa_lm.harness import untruncated as scoring
+from mesa_lm.harness import scoring
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.shared_context import with_shared_context
 from mesa_lm.methods.registry import make_method
+from mesa_lm.models.handle import Handle
 
 TRAIN_LENGTH = 512
 TOLERANCE = 1e-5  # relative; an appended piece takes part in matrix products of other shapes, which round differently
@@ -47,13 +48,6 @@ def model(spec, **options):
     return MesaHFLM(method=name, **typed, **options)
 
 
-def requests(*pairs):
-    return [
-        Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i, metadata=("task", i, 1))
-        for i, pair in enumerate(pairs)
-    ]
-
-
 def tokens_run(lm, monkeypatch):
     """Count the tokens that go through the model's first layer."""
     seen = []
@@ -76,9 +70,9 @@ def counted(forward, seen):
 def test_scores_are_those_of_requests_of_their_own(spec, batch_size, monkeypatch):
     lm = model(spec, batch_size=batch_size)
     pairs = [(text, choice) for choice in CHOICES for text in (DOCUMENT, DOCUMENT[700:], "The grass is")]
-    together = lm.loglikelihood(requests(*pairs))
+    together = lm.loglikelihood(requests("loglikelihood", *pairs))
     lm.share_beyond = None
-    alone = lm.loglikelihood(requests(*pairs))
+    alone = lm.loglikelihood(requests("loglikelihood", *pairs))
     assert [score for score, _ in together] == pytest.approx([score for score, _ in alone], rel=TOLERANCE)
     assert [greedy for _, greedy in together] == [greedy for _, greedy in alone]
 
@@ -89,7 +83,7 @@ def test_a_context_goes_through_the_model_once_where_the_method_allows_it(spec, 
     seen = tokens_run(lm, monkeypatch)
     length = len(lm.tok_encode(DOCUMENT))
     assert length > 2 * TRAIN_LENGTH
-    lm.loglikelihood(requests(*((DOCUMENT, choice) for choice in CHOICES)))
+    lm.loglikelihood(requests("loglikelihood", *((DOCUMENT, choice) for choice in CHOICES)))
     spent = sum(seen)
     assert (spent < 1.1 * length) == shares
     assert shares == (lm.share_beyond == TRAIN_LENGTH)
@@ -99,11 +93,11 @@ def test_short_contexts_and_those_that_max_length_cuts_share_nothing(monkeypatch
     context = " ".join(DOCUMENT.split()[:50])
     lm = model("rerope", batch_size=1)
     seen = tokens_run(lm, monkeypatch)
-    lm.loglikelihood(requests(*((context, choice) for choice in CHOICES)))
+    lm.loglikelihood(requests("loglikelihood", *((context, choice) for choice in CHOICES)))
     assert min(seen) >= len(lm.tok_encode(context)) and len(seen) == len(set(CHOICES))
     cut = model("rerope", batch_size=1, max_length=600)
     seen = tokens_run(cut, monkeypatch)
-    cut.loglikelihood(requests(*((DOCUMENT, choice) for choice in CHOICES)))
+    cut.loglikelihood(requests("loglikelihood", *((DOCUMENT, choice) for choice in CHOICES)))
     assert cut.truncated_samples == len(CHOICES)
     assert min(seen) == 600
 
@@ -111,7 +105,10 @@ def test_short_contexts_and_those_that_max_length_cuts_share_nothing(monkeypatch
 def test_nothing_is_shared_where_several_processes_must_make_equal_calls(monkeypatch):
     lm = model("rerope", batch_size=1)
     monkeypatch.setattr(lm, "_world_size", 2)
-    assert lm._with_shared_context([(None, [1] * 600, [2]), (None, [1] * 600, [3, 4])]) == {}
+    monkeypatch.setattr(lm, "all_gather", lambda tensor: tensor)
+    seen = tokens_run(lm, monkeypatch)
+    lm.loglikelihood(requests("loglikelihood", *((DOCUMENT, choice) for choice in CHOICES)))
+    assert len(seen) > 0 and sum(seen) >= len(set(CHOICES)) * len(lm.tok_encode(DOCUMENT))
 
 
 def test_a_method_that_is_switched_to_decides(monkeypatch):
@@ -119,6 +116,15 @@ def test_a_method_that_is_switched_to_decides(monkeypatch):
     lm.switch(make_method("mesa"))
     assert lm.share_beyond is None
     lm.switch(make_method("ntk"))
+    assert lm.share_beyond == TRAIN_LENGTH
+
+
+def test_origin_shares_nothing_whatever_its_cache_would_serve(monkeypatch):
+    """Under it `hf`'s own calls are made, though no token depends on what follows it."""
+    monkeypatch.setattr(Handle, "keeps_beginnings", True)
+    lm = model("origin")
+    assert not lm.method.depends_on_length and lm.share_beyond is None
+    lm.switch(make_method("rerope"))
     assert lm.share_beyond == TRAIN_LENGTH
 
 
@@ -145,7 +151,7 @@ def test_a_cache_whose_beginning_changed_cannot_be_cropped():
 
 def test_where_a_context_does_not_fit_its_requests_are_answered_alone(monkeypatch):
     lm = model("rerope", batch_size=1)
-    pairs = requests(*((DOCUMENT, choice) for choice in CHOICES))
+    pairs = requests("loglikelihood", *((DOCUMENT, choice) for choice in CHOICES))
     expected = lm.loglikelihood(pairs)
 
     def full(*arguments):

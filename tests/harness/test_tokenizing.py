@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
 from lm_eval.models.huggingface import HFLM
+from tiny_models import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -3,11 +3,11 @@
 import oracles
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
 from helpers import decode, pad, random_ids, together_and_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_cases import CASES, Setting
+from tiny_models import FAMILIES, tiny_model
 
 import mesa_lm
 
@@ -99,7 +99,7 @@ def test_long_prompts_are_run_in_passes(name, pass_tokens, monkeypatch):
     ids = random_ids(150)[None]
     with torch.no_grad(), mesa_lm.extrapolate(model, name):
         expected = model(ids).logits
-        monkeypatch.setattr("mesa_lm.attention.forward.PASS_TOKENS", pass_tokens)
+        monkeypatch.setattr("mesa_lm.attention.pass_plan.PASS_TOKENS", pass_tokens)
         monkeypatch.setattr(mesa_lm.available_methods()[name], "block_len", 23)
         torch.testing.assert_close(model(ids).logits, expected, atol=TOLERANCE, rtol=0)
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
 from helpers import decode, pad, random_ids, together_and_alone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from method_cases import CASES, Setting
 from oracles import dense_logits
+from tiny_models import FAMILIES, tiny_model
 
 import mesa_lm
 from mesa_lm.attention.cache import WovenCache

@@ -3,7 +3,12 @@
 import pytest
 import torch
 import transformers
-from conftest import tiny_model
+from family_oracle import family_logits
+from family_pairs import pairs_of
+from helpers import decode, random_ids
+from packed_model import SHAPES, load_packed
+from tiny_models import tiny_model
+from zoo import T, tiny
 
 import mesa_lm
 from mesa_lm.errors import MethodError, ModelError, UsageError
@@ -28,16 +33,17 @@ def test_an_error_inside_the_block_detaches(llama):
     assert "forward" not in llama.__dict__
 
 
-def test_an_error_inside_a_pass_restores_attention_and_rotary(llama, monkeypatch):
+def test_an_error_inside_a_pass_restores_attention_and_rotary(llama):
     implementation = llama.config._attn_implementation
     with mesa_lm.extrapolate(llama, "mesa"):
+        expected = llama(LONG).logits
         hook = llama.model.layers[1].register_forward_pre_hook(lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             llama(LONG)
         hook.remove()
         assert llama.config._attn_implementation == implementation
         assert "forward" not in llama.model.rotary_emb.__dict__
-        assert torch.isfinite(llama(LONG).logits).all()
+        assert torch.equal(llama(LONG).logits, expected)
 
 
 def test_a_forward_replaced_by_others_survives(llama):
@@ -69,6 +75,118 @@ def test_origin_is_the_untouched_model(llama):
         assert torch.equal(llama(LONG).logits, before)
 
 
+def test_a_handle_attaches_again_what_it_has_removed(llama):
+    handle = mesa_lm.extrapolate(llama, "mesa")
+    expected = llama(LONG).logits
+    handle.remove()
+    assert not handle.is_attached
+    with mesa_lm.extrapolate(llama, "rerope"), pytest.raises(ModelError, match="'rerope' is attached"):
+        handle.attach()
+    handle.attach()
+    assert handle.is_attached and torch.equal(llama(LONG).logits, expected)
+    handle.remove()
+
+
+def gpt2(monkeypatch, folder):
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=59)), "mesa"
+
+
+def parameters_that_do_not_fit(monkeypatch, folder):
+    return tiny("llama"), mesa_lm.Mesa(last_chunk=10_000)
+
+
+def refused_rope_type(monkeypatch, folder):
+    model = tiny("llama")
+    model.config.rope_parameters["rope_type"] = "proportional"
+    return model, "mesa"
+
+
+def another_class_of_attention(monkeypatch, folder):
+    model = tiny("llama")
+    model.model.layers[1].self_attn = torch.nn.Identity()
+    return model, "mesa"
+
+
+def remote_code_of_another_kind(monkeypatch, folder):
+    return load_packed(folder, **SHAPES["rotary"], sharper=1.2), "mesa"
+
+
+def remote_code_that_fails(monkeypatch, folder):
+    model = load_packed(folder, **SHAPES["rotary"])
+    model.model.layers[1].norm.forward = lambda states: 1 / 0
+    return model, "mesa"
+
+
+def frequencies_that_fail(monkeypatch, folder):
+    model = tiny("llama")
+    monkeypatch.setattr(type(model.model.rotary_emb), "__init__", lambda *args: 1 / 0)
+    return model, "ntk"
+
+
+def half_changed_frequencies(monkeypatch, folder):
+    """The rotary module and the first layer with a window are changed when the second one fails."""
+    model = tiny("qwen2-window")
+    monkeypatch.setattr(model.model.layers[2].self_attn, "register_forward_pre_hook", lambda *args, **kwargs: 1 / 0)
+    return model, "ntk"
+
+
+def half_changed_tables(monkeypatch, folder):
+    """Tables were made longer, and the first layer has those of other frequencies, when the second one fails."""
+    model = tiny("gptj")
+    replaced = []
+
+    def setattr_until_the_fourth(module, name, value):
+        replaced.append(name)
+        object.__setattr__(module, name, 1 / 0 if len(replaced) == 4 else value)
+
+    kind = type(model.transformer.h[1].attn)
+    monkeypatch.setattr(kind, "__setattr__", setattr_until_the_fourth)
+    return model, "ntk"
+
+
+def state_of(model):
+    """What attaching could change, of every module: attributes, hooks, and which attention runs."""
+    kept = {
+        name: (set(module.__dict__), len(module._forward_pre_hooks), len(module._forward_hooks))
+        for name, module in model.named_modules()
+    }
+    return kept, model.config._attn_implementation
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        gpt2,
+        parameters_that_do_not_fit,
+        refused_rope_type,
+        another_class_of_attention,
+        remote_code_of_another_kind,
+        remote_code_that_fails,
+        frequencies_that_fail,
+        half_changed_frequencies,
+        half_changed_tables,
+    ],
+    ids=lambda case: case.__name__,
+)
+def test_a_failed_attempt_leaves_the_model_as_it_was(case, monkeypatch, tmp_path):
+    model, method = case(monkeypatch, tmp_path)
+    before = state_of(model)
+    with pytest.raises((mesa_lm.MesaError, ZeroDivisionError)):
+        mesa_lm.extrapolate(model, method)
+    assert state_of(model) == before
+    mesa_lm.extrapolate(model, "origin").remove()
+    assert state_of(model) == before
+
+
+def test_passes_take_over_a_cache_that_has_gradients_without_them(llama):
+    with mesa_lm.extrapolate(llama, "mesa"):
+        output = llama(LONG[:, :41], use_cache=True)
+        assert output.past_key_values.layers[0].keys.requires_grad
+        output = llama(LONG[:, 41:43], past_key_values=output.past_key_values, use_cache=True)
+    assert not output.logits.requires_grad
+    assert not output.past_key_values.keys[0].requires_grad
+
+
 def test_unsupported_models_are_named():
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11))
     with pytest.raises(ModelError, match=r"'gpt2' is not supported; supported are llama, mistral"):
@@ -94,11 +212,17 @@ def test_static_rope_scaling_keeps_its_attention_factor():
     with torch.no_grad(), mesa_lm.extrapolate(model, "mesa") as handle:
         assert handle.method.train_length == 41
         logits = model(short_and_long, attention_mask=mask).logits
-        # Crossing T moves keys that carry the factor already; the far ones must not get it twice.
-        output = model(ids, use_cache=True)
-        crossed = [model(t.view(1, 1), past_key_values=output.past_key_values).logits for t in LONG[0, 40:41]]
     torch.testing.assert_close(logits[1:, :40], expected, atol=1e-4, rtol=0)
-    assert torch.isfinite(crossed[0]).all()
+
+
+def test_far_keys_carry_the_attention_factor_once():
+    """Decoding past T moves keys of the untouched model's cache, which have YaRN's factor already."""
+    model, ids = tiny("llama-yarn"), random_ids(T + 11)
+    with torch.no_grad(), mesa_lm.extrapolate(model, "mesa") as handle:
+        logits = decode(model, ids, T - 3)
+    pairs, factor = pairs_of("llama-yarn", "mesa", handle.method, T - 3, T + 11)
+    expected = family_logits(model, ids, pairs, T, factor)
+    torch.testing.assert_close(logits.double(), expected, atol=2e-4, rtol=0)
 
 
 def test_sliding_windows_are_respected():
@@ -114,7 +238,6 @@ def test_sliding_windows_are_respected():
     [
         ({"attention_mask": torch.ones(1, 1, 100, 100)}, "attention_mask must be 2-D"),
         ({"attention_mask": torch.ones(1, 99)}, r"\(1, 100\).*found \(1, 99\)"),
-        ({"attention_mask": torch.zeros(1, 100), "use_cache": True}, None),
         ({"position_ids": torch.arange(100)[None] // 2}, "position_ids must count"),
         ({"output_attentions": True}, "output_attentions is not available"),
         ({"output_hidden_states": True}, "output_hidden_states is not available"),
@@ -125,11 +248,15 @@ def test_sliding_windows_are_respected():
 )
 def test_calls_that_cannot_be_followed_are_refused(llama, arguments, message):
     with mesa_lm.extrapolate(llama, "mesa"):
-        if message is None:
-            llama(LONG, **arguments)  # no token at all is within the training length
-            return
         with pytest.raises(ModelError, match=message):
             llama(LONG, **arguments)
+
+
+def test_no_token_at_all_is_within_the_training_length(llama):
+    hidden = {"attention_mask": torch.zeros(1, 100)}
+    expected = llama(LONG, **hidden).logits
+    with mesa_lm.extrapolate(llama, "mesa"):
+        assert torch.equal(llama(LONG, **hidden).logits, expected)
 
 
 def test_the_cache_is_refused_where_it_would_be_wrong(llama):

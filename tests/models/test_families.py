@@ -1,33 +1,24 @@
-"""Every model family with every method: against its own code over explicit pairs, and what is refused by name."""
+"""Every model family with every method, against its own code over explicit pairs."""
 
 import itertools
-import json
-from pathlib import Path
 
 import oracles
 import pytest
 import torch
-import transformers
 from family_oracle import family_logits
 from family_pairs import OPTIONS, pairs_of
 from helpers import decode, pad, random_ids, together_and_alone
-from typer.testing import CliRunner
-from zoo import ALIBI, VARIANTS, T, tiny
+from method_cases import CASES
+from zoo import SCALING, UNSCALED, VARIANTS, T, tiny
 
 import mesa_lm
-from mesa_lm.attention.model_pass import SlidingWindow
-from mesa_lm.cli.main import app
+from mesa_lm.attention.window import LayerWindow
 from mesa_lm.errors import ModelError
 from mesa_lm.harness.shared_context import continuation_logits
-from mesa_lm.models.families import markdown, table
 
 PROMPT, NEW = 61, 3
 # float32 passes against float64; logits are of the order of 5.
 TOLERANCE = 2e-4
-UNSCALED = (*ALIBI, "cohere2")  # no rotary frequencies in the layers that methods change
-SCALING = ("dynamic_ntk", "ntk", "linear", "yarn")
-# Methods under which, with the options above, continuations of one context share its prefill.
-SHARING = ("stair", "rerope", "leaky_rerope", "self_extend", "lm_infinite", "streaming_llm", "dual_chunk")
 CELLS = [(v, m) for v, m in itertools.product(VARIANTS, OPTIONS) if not (v in UNSCALED and m in SCALING)]
 
 
@@ -51,7 +42,7 @@ def test_every_cell_equals_the_oracle(variant, name):
 def test_what_a_method_leaves_alone_is_the_untouched_model(variant):
     """Origin everywhere; every method on inputs that it leaves alone; and nothing remains after detaching."""
     model = tiny(variant)
-    short, long = random_ids(T)[None], random_ids(2 * T)[None]
+    short = random_ids(T)[None]
     with torch.no_grad():
         before = model(short).logits
         with mesa_lm.extrapolate(model, "origin"):
@@ -72,8 +63,16 @@ def test_what_a_method_leaves_alone_is_the_untouched_model(variant):
             with mesa_lm.extrapolate(model, name, **options):
                 assert torch.equal(model(short).logits, before), name
         assert torch.equal(model(short).logits, before)
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in ("mpt", "gptj")])
+def test_origin_is_the_untouched_model_at_any_length(variant):
+    """MPT and GPT-J, whose tables end at T: `test_position_tables`."""
+    model, long = tiny(variant), random_ids(2 * T)[None]
+    with torch.no_grad():
+        expected = model(long).logits
         with mesa_lm.extrapolate(model, "origin"):
-            assert torch.isfinite(model(long).logits).all()  # MPT and GPT-J too, whose tables end at T
+            assert torch.equal(model(long).logits, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -111,8 +110,8 @@ def test_long_prompts_are_run_in_passes(variant, monkeypatch):
         with torch.no_grad(), mesa_lm.extrapolate(model, name):
             expected, batch = decode(model, ids, 205), model(**rows).logits
             with monkeypatch.context() as small:
-                small.setattr("mesa_lm.attention.forward.PASS_TOKENS", 53)
-                small.setattr(SlidingWindow, "block_len", 11)
+                small.setattr("mesa_lm.attention.pass_plan.PASS_TOKENS", 53)
+                small.setattr(LayerWindow, "block_len", 11)
                 small.setattr(mesa_lm.available_methods()[name], "block_len", 13)
                 torch.testing.assert_close(decode(model, ids, 205), expected, atol=TOLERANCE, rtol=0)
                 torch.testing.assert_close(model(**rows).logits, batch, atol=TOLERANCE, rtol=0)
@@ -145,13 +144,6 @@ def test_soft_capping_and_windows_matter():
                 with mesa_lm.extrapolate(model, "mesa"):
                     logits.append(model(ids).logits)
             assert (logits[0] - logits[1]).abs().max() > 0.05
-
-
-@pytest.mark.parametrize("variant", UNSCALED)
-def test_scaling_methods_are_refused_without_frequencies(variant):
-    for name in SCALING:
-        with pytest.raises(ModelError, match=f"method '{name}' is not supported on model type .* ha(s|ve) none; supp"):
-            mesa_lm.extrapolate(tiny(variant), name)
 
 
 def test_mesa_on_alibi_needs_no_approximation():
@@ -198,60 +190,36 @@ def test_unknown_attention_is_refused_by_name():
         pass  # a failed attempt leaves nothing behind
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (transformers.DeepseekV3Config(), "'deepseek_v3' is not supported .latent attention"),
-        (transformers.DeepseekV2Config(), "'deepseek_v2' is not supported .latent attention"),
-        (transformers.GptOssConfig(), "'gpt_oss' is not supported .attention sinks"),
-        (transformers.GPT2Config(), "'gpt2' is not supported; supported are llama"),
-        (transformers.Gemma2Config(use_bidirectional_attention=True), "with use_bidirectional_attention"),
-        (
-            transformers.Qwen2Config(
-                use_sliding_window=True, sliding_window=7, num_hidden_layers=2, layer_types=["chunked_attention"] * 2
-            ),
-            "a layer of type 'chunked_attention'",
-        ),
-        (transformers.FalconConfig(alibi=True, attn_implementation="eager"), "adds the bias twice"),
-    ],
-    ids=lambda value: getattr(value, "model_type", None),
+# Layers with a window, or frequencies that follow the input's length: what a beginning leaves depends on what follows.
+BOUND_TO_LENGTH = (
+    "mistral-window",
+    "qwen2-window",
+    "gemma2",
+    "gemma3_text",
+    "cohere2",
+    "olmo3",
+    "llama-dynamic",
+    "phi3-longrope",
 )
-def test_what_is_not_understood_is_refused_before_loading(config, message):
-    with pytest.raises(ModelError, match=message):
-        mesa_lm.check_supported(config, mesa_lm.Mesa())
 
 
-def test_the_documented_table_is_the_code_s():
-    documented = (Path(mesa_lm.__file__).parents[1] / "docs" / "families.md").read_text()
-    assert markdown(table()) in documented
-    tested = {tiny(v).config.model_type for v in VARIANTS} | {"baichuan"}  # in test_remote.py
-    assert {row.model_type for row in table() if row.position} == tested
-
-
-def test_the_command_prints_the_table():
-    runner = CliRunner()
-    assert runner.invoke(app, ["methods", "--families"]).output.strip() == markdown(table())
-    rows = json.loads(runner.invoke(app, ["methods", "--families", "--json"]).output)
-    assert [row["model_type"] for row in rows] == [row.model_type for row in table()]
-    refused = {(row["model_type"], name) for row in rows for name, why in row["refusals"].items() if why}
-    assert ("mpt", "yarn") in refused and ("mpt", "mesa") not in refused and ("deepseek_v2", "mesa") in refused
-
-
-def test_stale_dynamic_ntk_is_refused_where_cached_keys_follow_the_length():
-    with pytest.raises(ModelError, match="cached_keys=stale is not supported on rope_type 'dynamic'"):
-        mesa_lm.extrapolate(tiny("llama-dynamic"), "dynamic_ntk", cached_keys="stale")
+def keeps_beginnings(variant, method):
+    return CASES[method].shares and variant not in BOUND_TO_LENGTH
 
 
 @pytest.mark.parametrize(("variant", "method"), CELLS)
-def test_continuations_share_a_prefill_only_where_they_may(variant, method):
+def test_which_models_keep_beginnings(variant, method):
+    with mesa_lm.extrapolate(tiny(variant), method, **OPTIONS[method]) as handle:
+        assert handle.keeps_beginnings == keeps_beginnings(variant, method)
+
+
+@pytest.mark.parametrize(("variant", "method"), [cell for cell in CELLS if keeps_beginnings(*cell)])
+def test_continuations_share_a_prefill(variant, method):
     """What `keeps_beginnings` allows gives the logits of passes of their own."""
     model = tiny(variant)
-    with mesa_lm.extrapolate(model, method, **OPTIONS[method]) as handle, torch.no_grad():
-        if not handle.keeps_beginnings:
-            assert method not in SHARING or not handle._layers.share_chunks
-            return
-        context = random_ids(PROMPT, seed=3).tolist()
-        continuations = [[7, 11, 13], [5], [7, 11, 13, 17, 19]]
+    context = random_ids(PROMPT, seed=3).tolist()
+    continuations = [[7, 11, 13], [5], [7, 11, 13, 17, 19]]
+    with mesa_lm.extrapolate(model, method, **OPTIONS[method]), torch.no_grad():
         shared = list(continuation_logits(model, context, continuations, torch.device("cpu")))
         for continuation, logits in zip(continuations, shared, strict=True):
             row = torch.tensor([[*context, *continuation[:-1]]])

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
 from helpers import random_ids
+from tiny_models import FAMILIES, tiny_model
 from transformers.cache_utils import DynamicCache
 
 import mesa_lm

@@ -8,7 +8,7 @@ from helpers import decode, random_ids
 from zoo import VARIANTS, T, tiny
 
 import mesa_lm
-import mesa_lm.attention.kernels
+from mesa_lm.attention import kernels
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import ModelError
 from mesa_lm.harness.model import MesaHFLM
@@ -107,8 +107,8 @@ def test_quantised_projections(variant):
 def test_the_attention_back_end_is_honoured(monkeypatch):
     """Plain products only where eager was asked for; every other choice may use a fused kernel."""
     calls = []
-    plain = mesa_lm.attention.kernels._blockwise
-    monkeypatch.setattr(mesa_lm.attention.kernels, "_blockwise", lambda *args: (calls.append(1), plain(*args))[1])
+    plain = kernels.attend_in_blocks
+    monkeypatch.setattr(kernels, "attend_in_blocks", lambda *args: (calls.append(1), plain(*args))[1])
     logits = {name: run(tiny("llama", attn_implementation=name)) for name in ("sdpa", "flex_attention")}
     assert not calls
     logits["eager"] = run(tiny("llama", attn_implementation="eager"))

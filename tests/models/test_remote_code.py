@@ -1,42 +1,19 @@
 """Remote code in the shape of Baichuan's: tried out before it is believed, then as every other family."""
 
 import itertools
-import json
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from family_pairs import OPTIONS, pairs_of
 from helpers import random_ids
+from packed_model import SHAPES, T, load_packed
 
 import mesa_lm
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import ModelError
 from mesa_lm.harness.model import MesaHFLM
-
-T = 23
-CODE = Path(__file__).parents[1] / "remote_code" / "modeling_packed.py"
-SHAPES = {"rotary": {"max_position_embeddings": T}, "alibi": {"model_max_length": T}}
-
-
-def load(folder, **config):
-    """Load a random model the way a user does: from a folder with its code, with trust_remote_code."""
-    shutil.copy(CODE, folder / CODE.name)
-    classes = {
-        "AutoConfig": "modeling_packed.PackedConfig",
-        "AutoModelForCausalLM": "modeling_packed.PackedForCausalLM",
-    }
-    (folder / "config.json").write_text(json.dumps({"model_type": "baichuan", "auto_map": classes, **config}))
-    loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(loaded, trust_remote_code=True).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
-    return model
 
 
 def expected(model, ids, pairs):
@@ -76,7 +53,7 @@ CELLS = [
 
 @pytest.mark.parametrize(("shape", "name"), CELLS)
 def test_packed_models_equal_the_oracle(shape, name, tmp_path):
-    model, ids = load(tmp_path, **SHAPES[shape]), random_ids(61)
+    model, ids = load_packed(tmp_path, **SHAPES[shape]), random_ids(61)
     with torch.no_grad():
         short = model(ids[None, :T]).logits
         with mesa_lm.extrapolate(model, name, **OPTIONS[name]) as handle:
@@ -89,7 +66,7 @@ def test_packed_models_equal_the_oracle(shape, name, tmp_path):
 
 
 def test_code_that_computes_something_else_is_found_out(tmp_path):
-    model = load(tmp_path, **SHAPES["rotary"], sharper=1.2)
+    model = load_packed(tmp_path, **SHAPES["rotary"], sharper=1.2)
     with pytest.raises(ModelError, match=r"does not compute what this type stands for: logits of 37 tokens differ by"):
         mesa_lm.extrapolate(model, "mesa")
     assert "forward" not in model.__dict__
@@ -98,7 +75,7 @@ def test_code_that_computes_something_else_is_found_out(tmp_path):
 
 
 def test_code_of_another_shape_is_refused_by_name(tmp_path):
-    model = load(tmp_path, **SHAPES["alibi"])
+    model = load_packed(tmp_path, **SHAPES["alibi"])
     del model.model.layers[1].self_attn.W_pack
     with pytest.raises(ModelError, match=r"modeling_packed.Attention at 'model.layers.1.self_attn' is not one that"):
         mesa_lm.extrapolate(model, "mesa")
@@ -106,7 +83,7 @@ def test_code_of_another_shape_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_saved_models_load_and_run_in_half_precision(shape, tmp_path):
-    model = load(tmp_path, **SHAPES[shape])
+    model = load_packed(tmp_path, **SHAPES[shape])
     config = (tmp_path / "config.json").read_text()
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(config)
@@ -120,14 +97,14 @@ def test_saved_models_load_and_run_in_half_precision(shape, tmp_path):
 
 def test_a_task_that_generates_is_refused_in_one_line(tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_PATH)
-    model = MesaHFLM(load(tmp_path, vocab_size=len(tokenizer), **SHAPES["rotary"]), tokenizer=tokenizer)
+    model = MesaHFLM(load_packed(tmp_path, vocab_size=len(tokenizer), **SHAPES["rotary"]), tokenizer=tokenizer)
     with pytest.raises(ModelError, match=r"PackedForCausalLM has no generate\(\), which this task needs"):
         model.generate_until([])
 
 
 def test_tables_that_loading_leaves_empty_are_found_out(tmp_path):
     """transformers creates a model without memory; what code computes on creation and does not save is then lost."""
-    model = load(tmp_path, **SHAPES["rotary"])
+    model = load_packed(tmp_path, **SHAPES["rotary"])
     for layer in model.model.layers:
         layer.self_attn.rotary_emb.inv_freq.zero_()
     with pytest.raises(ModelError, match="does not compute what this type stands for"):
@@ -136,13 +113,13 @@ def test_tables_that_loading_leaves_empty_are_found_out(tmp_path):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_static_scaling_is_refused(shape, tmp_path):
-    model = load(tmp_path, **SHAPES[shape])
+    model = load_packed(tmp_path, **SHAPES[shape])
     with pytest.raises(ModelError, match="method 'linear' is not supported on model type 'baichuan': it"):
         mesa_lm.extrapolate(model, "linear")
 
 
 def test_caches_of_tuples_are_refused_beyond_the_training_length(tmp_path):
-    model, ids = load(tmp_path, **SHAPES["rotary"]), random_ids(T + 1)
+    model, ids = load_packed(tmp_path, **SHAPES["rotary"]), random_ids(T + 1)
     with torch.no_grad(), mesa_lm.extrapolate(model, "mesa"):
         cache = model(ids[None, :T], use_cache=True).past_key_values
         with pytest.raises(ModelError, match="past_key_values must be a transformers Cache, found tuple"):

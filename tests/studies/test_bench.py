@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 import torch
-from conftest import tiny_model
+from tiny_models import tiny_model
 from typer.testing import CliRunner
 
 import mesa_lm

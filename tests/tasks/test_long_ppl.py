@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import tiny_model
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from tiny_models import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesa_lm.attention.forward import PASS_TOKENS
+from mesa_lm.attention.pass_plan import PASS_TOKENS
 from mesa_lm.methods.base import Method
 from mesa_lm.studies.bench.timing import now
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from mesa_lm.errors import UsageError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
-from mesa_lm.models.families import check_supported
 from mesa_lm.models.memory import release
+from mesa_lm.models.support import check_supported
 from mesa_lm.reporting.results import length_label
 from mesa_lm.studies.bench.floor import Floor, measure_floor
 from mesa_lm.studies.bench.memory import Memory, Request, cpu_memory, cuda_memory

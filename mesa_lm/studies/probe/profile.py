@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.methods.base import Method
-from mesa_lm.models.attach import Handle, extrapolate
+from mesa_lm.models.attach import extrapolate
+from mesa_lm.models.handle import Handle
 
 BLOCKS_PER_LENGTH = 16
 

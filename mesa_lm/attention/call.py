@@ -1,0 +1,170 @@
+"""What one call of a model's forward is given, and which logits it wants back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from mesa_lm.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardCall:
+    """The arguments of one call that decide what has to be computed.
+
+    Attributes:
+        input_ids: (batch, new) or None.
+        inputs_embeds: (batch, new, hidden) or None; exactly one of the two is given.
+        attention_mask: (batch, cached + new), 0 for padding; None for no padding.
+        position_ids: (batch or 1, new) or None; only checked.
+        cache: Filled by earlier calls, or empty, or None.
+        use_cache: Whether the result carries a cache.
+        logits_to_keep: As in transformers: number of last columns (0: all) or a 1-D tensor of columns.
+    """
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None = None
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    cache: Cache | None = None
+    use_cache: bool = False
+    logits_to_keep: int | Tensor = 0
+
+    def __post_init__(self) -> None:
+        if (self.input_ids is None) == (self.inputs_embeds is None):
+            raise ModelError("give exactly one of input_ids and inputs_embeds")
+
+    @property
+    def tokens(self) -> Tensor:
+        """The new tokens, as ids or as embeddings."""
+        given = self.inputs_embeds if self.input_ids is None else self.input_ids
+        assert given is not None
+        return given
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.tokens.shape[0]
+
+    @property
+    def new(self) -> int:
+        """New columns, padding included."""
+        return self.tokens.shape[1]
+
+    @property
+    def past(self) -> int:
+        """Cached columns, padding included."""
+        return 0 if self.cache is None else self.cache.get_seq_length()
+
+    def longest_row(self) -> int:
+        """Return the most tokens that a row has after the call, cached ones included, padding not."""
+        if self.attention_mask is None or self.attention_mask.ndim != 2:
+            return self.past + self.new
+        return int(self.attention_mask.sum(-1).max())
+
+    def part(self, rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
+        """Return some of the new tokens as keyword argument of the model's forward.
+
+        Args:
+            rows: (rows of the part,) batch rows.
+            columns: (rows of the part, len) their columns.
+        """
+        device = self.tokens.device
+        name = "inputs_embeds" if self.input_ids is None else "input_ids"
+        return {name: self.tokens[rows[:, None].to(device), columns.to(device)]}
+
+    def columns(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return for each row the columns of its cached and of its new tokens, counted from the first new one.
+
+        Raises:
+            ModelError: The mask or the positions are of a kind that cannot be followed.
+        """
+        past, new = self.past, self.new
+        if self.attention_mask is None:
+            cached, own = [torch.arange(past)] * self.batch, [torch.arange(new)] * self.batch
+        elif self.attention_mask.shape != (self.batch, past + new):
+            raise ModelError(
+                f"attention_mask must be 2-D and cover cached and new tokens, ({self.batch}, {past + new}), beyond the "
+                f"training length; found {tuple(self.attention_mask.shape)}"
+            )
+        else:
+            mask = self.attention_mask.bool().cpu()
+            cached, own = [row[:past].nonzero()[:, 0] for row in mask], [row[past:].nonzero()[:, 0] for row in mask]
+            if not any(map(len, own)):
+                raise ModelError("attention_mask hides every new token")
+        self._check_positions(own)
+        return cached, own
+
+    def _check_positions(self, columns: list[Tensor]) -> None:
+        """Refuse position_ids that are not consecutive over a row's tokens; where they start makes no difference."""
+        if self.position_ids is None:
+            return
+        positions = self.position_ids.cpu().expand(self.batch, -1)
+        for row, own in enumerate(columns):
+            if bool((positions[row, own].diff() != 1).any()):
+                raise ModelError(f"position_ids must count a row's tokens one by one; row {row} does not")
+
+
+class WantedLogits:
+    """The logits that a call asks for, put together from those of its passes.
+
+    Attributes:
+        slot: For each new column its place among the wanted ones; -1 where its logits are not wanted.
+    """
+
+    def __init__(self, call: ForwardCall) -> None:
+        """Find out which columns' logits are wanted.
+
+        Args:
+            call: The call.
+
+        Raises:
+            ModelError: It asks for them in a way that cannot be followed.
+        """
+        asked = call.logits_to_keep
+        if not isinstance(asked, int) and asked.ndim != 1:
+            raise ModelError(
+                "logits_to_keep must be an integer or a 1-D tensor beyond the training length, found "
+                f"{asked.ndim} dimensions"
+            )
+        columns = torch.arange(call.new)
+        columns = columns[-asked:] if isinstance(asked, int) else columns[asked.cpu()]
+        wanted = columns.unique()
+        self.slot = torch.full((call.new,), -1)
+        self.slot[wanted] = torch.arange(len(wanted))
+        self._order = None if isinstance(asked, int) else self.slot[columns]
+        self._shape = call.batch, len(wanted)
+        self._logits: Tensor | None = None
+
+    def of(self, columns: Tensor) -> int | Tensor:
+        """Return which logits of a pass are wanted, as its `logits_to_keep`: 0 for all, else a mask like `columns`.
+
+        Args:
+            columns: (rows of the pass, len) input columns of its tokens.
+        """
+        wanted = self.slot[columns] >= 0
+        return 0 if bool(wanted.all()) else wanted
+
+    def put(self, rows: Tensor, columns: Tensor, logits: Tensor) -> None:
+        """Take the logits of a pass.
+
+        Args:
+            rows: (rows of the pass,) their batch rows.
+            columns: (rows of the pass, len) input columns of its tokens.
+            logits: The wanted ones, (..., vocabulary).
+        """
+        if self._logits is None:
+            self._logits = logits.new_zeros(*self._shape, logits.shape[-1])
+        slot = self.slot[columns]
+        wanted = slot >= 0
+        if bool(wanted.any()):
+            place = rows[:, None].expand_as(columns)[wanted].to(logits.device), slot[wanted].to(logits.device)
+            self._logits[place] = logits.flatten(0, -2)
+
+    def result(self) -> Tensor:
+        """Return the wanted logits of every row, in the order asked for, (batch, wanted columns, vocabulary)."""
+        assert self._logits is not None, "no pass has run"
+        return self._logits if self._order is None else self._logits[:, self._order.to(self._logits.device)]

@@ -1,0 +1,152 @@
+"""Passes of a prompt's middle chunks, which are rows of their own in the model's batch.
+
+Rows are ordered by prompt, then by chunk.
+"""
+
+import torch
+from torch import Tensor
+
+from mesa_lm.attention.band_pass import BandPass
+from mesa_lm.attention.chunk_store import ChunkStates
+from mesa_lm.attention.encoding import Angles, Encoding, rotate
+from mesa_lm.attention.kernels import Scoring, attend, merge_partials
+from mesa_lm.attention.layer_groups import LayerGroup, Layers
+from mesa_lm.attention.model_pass import ModelPass, NewTokens
+from mesa_lm.attention.window import LayerWindow
+from mesa_lm.methods.geometry import Block
+from mesa_lm.methods.weaves import Placement
+
+
+class ChunkPass:
+    """Middle chunks of equally long prompts; each sees the first chunk and, causally, itself.
+
+    Their keys attend at local positions and are stored at their woven ones.
+
+    Attributes:
+        states: Per layer the keys, without positions, and the values that `attend` was given, if they are kept.
+    """
+
+    def __init__(
+        self,
+        tokens: NewTokens,
+        first_chunk: int,
+        block: Block,
+        weave: Placement | None,
+        encoding: Encoding,
+        keeps_states: bool = False,
+    ) -> None:
+        """Prepare the pass.
+
+        Args:
+            tokens: The chunks' tokens; the cache holds the first chunk at linear positions.
+            first_chunk: Length of the first chunk in tokens.
+            block: Which middle chunks.
+            weave: Where their keys are stored; None is linear.
+            encoding: The layers' position encoding.
+            keeps_states: Whether to fill `states`.
+        """
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+        self._keeps_states = keeps_states
+        self._cache, self._rows, self._first_chunk, self._block = tokens.cache, tokens.rows, first_chunk, block
+        own = encoding.for_length(tokens.totals[0])
+        self._local_angles = own.angles(torch.arange(first_chunk, first_chunk + block.width)[None])
+        self._first_shift = own.shift(torch.arange(first_chunk)[None]) if encoding.follows_length else None
+        index = torch.arange(block.start, block.start + block.width * block.chunks).view(block.chunks, block.width)
+        position = index if weave is None else weave.position(index)
+        stored = own.angles(position * 0 if encoding.follows_length else position)
+        self._stored_angles = Angles(*(table.repeat(len(self._rows), 1, 1) for table in stored))
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """Store keys and values and return the attention output; shapes as in `GroupPass`, rows times chunks."""
+        query = rotate(query, self._local_angles)
+        own = attend(query, rotate(key, self._local_angles), value, scoring, causal=True)
+        first_key, first_value = (
+            torch.cat(
+                [
+                    states[layer][row : row + 1, :, : self._first_chunk].expand(self._block.chunks, -1, -1, -1)
+                    for row in self._rows
+                ]
+            )
+            for states in (self._cache.keys, self._cache.values)
+        )
+        if self._first_shift is not None:
+            first_key = rotate(first_key, self._first_shift)
+        output = merge_partials(attend(query, first_key, first_value, scoring, causal=False), own)
+        if self._keeps_states:
+            self.states[layer] = key, value
+        self.store(layer, key, value)
+        return output
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write keys, not brought to any position, and values to the cache; shapes as in `attend`."""
+        count = self._block.chunks
+        key = rotate(key, self._stored_angles)
+        for i, row in enumerate(self._rows):
+            chunks = slice(i * count, (i + 1) * count)
+            # (count, num_kv_heads, width, head_dim) -> (num_kv_heads, count * width, head_dim)
+            row_key, row_value = (states[chunks].transpose(0, 1).flatten(1, 2) for states in (key, value))
+            self._cache.write(layer, row, self._block.start, row_key, row_value)
+
+
+class WindowedChunkPass:
+    """Middle chunks in layers with a window: there they are consecutive tokens, as in the untouched model."""
+
+    def __init__(self, tokens: NewTokens, window: int, encoding: Encoding) -> None:
+        """Prepare the pass.
+
+        Args:
+            tokens: The chunks' tokens; prompts of one length.
+            window: Keys that a query sees.
+            encoding: The layers' position encoding.
+        """
+        self._prompts = len(tokens.rows)
+        self._consecutive = BandPass(tokens, LayerWindow(window=window), encoding)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """Store keys and values and return the attention output; shapes as in `GroupPass`, rows times chunks."""
+        output = self._consecutive.attend(layer, self._joined(query), self._joined(key), self._joined(value), scoring)
+        # (prompts, num_heads, chunks * width, head_dim) -> (prompts * chunks, num_heads, width, head_dim)
+        width = query.shape[2]
+        batch, num_heads, _, head_dim = output.shape
+        return output.view(batch, num_heads, -1, width, head_dim).transpose(1, 2).flatten(0, 1)
+
+    def _joined(self, states: Tensor) -> Tensor:
+        """Turn (prompts * chunks, heads, width, head_dim) into (prompts, heads, chunks * width, head_dim)."""
+        return states.reshape(self._prompts, -1, *states.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+
+class MiddleChunksPass(ModelPass):
+    """Middle chunks through all layers; a `ChunkStore` may keep their keys and values, or have kept them."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        tokens: NewTokens,
+        first_chunk: int,
+        block: Block,
+        weave: Placement | None,
+        keeps_states: bool,
+    ) -> None:
+        """Prepare the pass; arguments as in `ModelPass` and `ChunkPass`."""
+        self._whole: list[ChunkPass] = []
+
+        def pass_of(group: LayerGroup) -> ChunkPass | WindowedChunkPass:
+            if group.window is not None:
+                return WindowedChunkPass(tokens, group.window, group.encoding)
+            self._whole.append(ChunkPass(tokens, first_chunk, block, weave, group.encoding, keeps_states))
+            return self._whole[-1]
+
+        super().__init__(layers, tokens, pass_of)
+
+    def states(self) -> list[ChunkStates]:
+        """Return the keys and values of each chunk, after the last layer."""
+        kept = {layer: states for chunk_pass in self._whole for layer, states in chunk_pass.states.items()}
+        count = len(next(iter(kept.values()))[0])
+        return [{layer: (key[i], value[i]) for layer, (key, value) in kept.items()} for i in range(count)]
+
+    def restore(self, chunks: list[ChunkStates]) -> None:
+        """Write the keys and values of chunks that were run before to the cache, in the place of running the pass."""
+        for layer in chunks[0]:
+            key, value = (torch.stack([states[layer][i] for states in chunks]) for i in range(2))
+            self._whole[self._layers.group_of[layer]].store(layer, key, value)
+        self.finish()

@@ -1,0 +1,185 @@
+"""Which passes a call takes: the one place that decides it.
+
+Every row of the batch is treated by its own length; padding is skipped, not computed.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mesa_lm.attention.band_pass import BandPass
+from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.call import ForwardCall, WantedLogits
+from mesa_lm.attention.chunk_pass import MiddleChunksPass
+from mesa_lm.attention.chunk_store import ChunkStore, Shared, split_by_store
+from mesa_lm.attention.dense_pass import DensePass
+from mesa_lm.attention.layer_groups import LayerGroup, Layers
+from mesa_lm.attention.model_pass import GroupPass, ModelPass, NewTokens
+from mesa_lm.attention.window import LayerWindow
+from mesa_lm.errors import ModelError
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.geometry import Block, Extent
+from mesa_lm.methods.weaves import Placement
+
+# Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
+PASS_TOKENS = 8192
+
+
+class PlannedPass(NamedTuple):
+    """A pass that is to be run now.
+
+    Attributes:
+        model_pass: What the model's attention layers call.
+        rows: (rows of the pass,) batch row of each.
+        columns: (rows of the pass, len) input columns of its tokens.
+    """
+
+    model_pass: ModelPass
+    rows: Tensor
+    columns: Tensor
+
+
+class PassPlan:
+    """The passes of one call of an extrapolated model's forward.
+
+    Attributes:
+        cache: What they fill.
+    """
+
+    def __init__(
+        self, call: ForwardCall, wanted: WantedLogits, method: Method, layers: Layers, store: ChunkStore | None = None
+    ) -> None:
+        """Look at the call; nothing is computed yet.
+
+        Args:
+            call: The call.
+            wanted: The logits that it asks for.
+            method: Bound to the model.
+            layers: The model's layers.
+            store: Of middle chunks that prompts may share; None: none.
+
+        Raises:
+            ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
+        """
+        cached, self._columns = call.columns()
+        self.cache = _cache_of(call, cached, method, layers)
+        self._call, self._wanted, self._method, self._layers = call, wanted, method, layers
+        self._store = store if call.input_ids is not None and layers.share_chunks else None
+        # With bands, tokens see the same in one pass and in several.
+        self._longest_piece = PASS_TOKENS if method.has_bands else method.longest_append or call.new
+
+    def passes(self) -> Iterator[PlannedPass]:
+        """Yield each pass; it must have been run and finished before the next one is asked for."""
+        kinds = [(self.cache.rows[row].length == 0, len(own)) for row, own in enumerate(self._columns)]
+        for is_prompt, count in sorted(set(kinds)):
+            if count == 0:
+                continue
+            alike = [row for row, kind in enumerate(kinds) if kind == (is_prompt, count)]
+            passes_of = self._prefill if is_prompt else self._append
+            most_rows = max(1, PASS_TOKENS // min(count, self._longest_piece))
+            for start in range(0, len(alike), most_rows):
+                rows = alike[start : start + most_rows]
+                yield from passes_of(rows, torch.stack([self._columns[row] for row in rows]))
+        self.cache.columns = self._call.past + self._call.new
+
+    def _prefill(self, rows: list[int], columns: Tensor) -> Iterator[PlannedPass]:
+        """Yield the passes of prompts of one length, by chunks if the method cuts them."""
+        prompt_len = columns.shape[1]
+        for row in rows:
+            self.cache.rows[row].prompt_len = prompt_len
+        totals = [prompt_len] * len(rows)
+        layout = self._method.layout(prompt_len)
+        if layout is None:
+            for part in columns.split(PASS_TOKENS if self._method.has_bands else prompt_len, dim=1):
+                yield self._appending(rows, part, totals)
+            return
+        last = prompt_len - layout.last_start
+        weave = self._method.next_weave(prompt_len, last, prompt_len, None)
+        yield self._appending(rows, columns[:, : layout.first], totals)
+        if self._store is not None:
+            self._store.start_prompt()
+        for block in layout.blocks(PASS_TOKENS // len(rows)):
+            yield from self._middle_chunks(rows, columns, layout.first, block, weave)
+        if weave is not None:
+            for row in rows:
+                self.cache.reweave(row, weave, self._layers, end=layout.first)
+        yield self._appending(rows, columns[:, layout.last_start :], totals)
+
+    def _append(self, rows: list[int], columns: Tensor) -> Iterator[PlannedPass]:
+        """Yield the passes of new tokens of rows that have a cache, moving its keys where the method says so."""
+        for row in rows:
+            dropped = self._method.evicted(self.cache.rows[row].length, columns.shape[1])
+            if dropped:
+                self.cache.evict(row, dropped, self._layers)
+        totals = [self.cache.rows[row].length + columns.shape[1] for row in rows]
+        for part in columns.split(self._longest_piece, dim=1):
+            count = part.shape[1]
+            for row in rows:
+                state = self.cache.rows[row]
+                weave = self._method.next_weave(state.length + count, count, state.prompt_len, state.weave)
+                if weave is not None:
+                    self.cache.reweave(row, weave, self._layers)
+            yield self._appending(rows, part, totals)
+
+    def _appending(self, rows: list[int], columns: Tensor, totals: list[int]) -> PlannedPass:
+        """Return the pass that appends tokens to rows of inputs of `totals` tokens."""
+        tokens = NewTokens(self.cache, rows, columns.shape[1], totals)
+
+        def pass_of(group: LayerGroup) -> GroupPass:
+            if group.window is not None:
+                return BandPass(tokens, LayerWindow(window=group.window), group.encoding)
+            kind = BandPass if self._method.has_bands else DensePass
+            return kind(tokens, self._method, group.encoding)
+
+        return PlannedPass(ModelPass(self._layers, tokens, pass_of), torch.tensor(rows), columns)
+
+    def _middle_chunks(
+        self, rows: list[int], columns: Tensor, first: int, block: Block, weave: Placement | None
+    ) -> Iterator[PlannedPass]:
+        """Yield the passes of some middle chunks but for those that the store holds, which are taken from it."""
+        store, prompt_len = self._store, columns.shape[1]
+        # Ordered by prompt, then by chunk.
+        owners = torch.tensor(rows).repeat_interleave(block.chunks)
+        chunks = columns[:, block.start : block.start + block.width * block.chunks].reshape(-1, block.width)
+        names: list[bytes] = []
+        parts: Iterable[Shared] = [Shared(block, list(range(len(chunks))), [])]
+        if store is not None:
+            names = self._chunk_names(store, owners, columns[:, :first].repeat_interleave(block.chunks, 0), chunks)
+            parts = split_by_store(store, names, block, unwanted=(self._wanted.slot[chunks] < 0).all(-1).tolist())
+        for part in parts:
+            tokens = NewTokens(self.cache, rows, part.block.width * part.block.chunks, [prompt_len] * len(rows))
+            middle = MiddleChunksPass(self._layers, tokens, first, part.block, weave, keeps_states=store is not None)
+            if part.states:
+                middle.restore(part.states)
+                continue
+            yield PlannedPass(middle, owners[part.places], chunks[part.places])
+            if store is not None:
+                for place, states in zip(part.places, middle.states(), strict=True):
+                    store.keep(names[place], states)
+
+    def _chunk_names(self, store: ChunkStore, owners: Tensor, first: Tensor, chunks: Tensor) -> list[bytes]:
+        """Return what a store finds each chunk by, from the columns of its prompt's first chunk and its own."""
+        ids = self._call.tokens
+        return [
+            store.name(ids[row, beginning], ids[row, own])
+            for row, beginning, own in zip(owners.tolist(), first, chunks, strict=True)
+        ]
+
+
+def _cache_of(call: ForwardCall, cached: list[Tensor], method: Method, layers: Layers) -> WovenCache:
+    """Return the cache that a call goes on with: the one it brings, made ours if the untouched model filled it."""
+    if isinstance(call.cache, WovenCache):
+        if len(call.cache.rows) != call.batch:
+            raise ModelError(f"the cache holds {len(call.cache.rows)} rows, the input has {call.batch}")
+        return call.cache
+    if call.cache is None or call.past == 0:
+        return WovenCache(call.batch)
+    cache = WovenCache.from_rotated(call.cache, cached, layers)
+    if method.has_bands:
+        for batch, row in enumerate(cache.rows):
+            index = torch.arange(row.length)
+            stored_at = method.stored_at(index, Extent(row.prompt_len, row.length))
+            cache.move(batch, stored_at - index, layers)
+    return cache

@@ -1,0 +1,53 @@
+"""The bar that lm-eval's requests move, with the length of what is being computed."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+# How often a long prompt's progress is drawn, in seconds.
+REDRAW_S = 0.5
+
+
+class RequestBar:
+    """A bar over requests that also tells how far a long prompt is."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(disable=True)
+        self._tokens = self._tokens_run = 0
+        self._drawn = 0.0
+
+    @contextmanager
+    def over(self, what: str, count: int, hidden: bool) -> Iterator[None]:
+        """Show the bar for the duration.
+
+        Args:
+            what: What is done, for the reader.
+            count: Requests.
+            hidden: Show no bar.
+        """
+        with tqdm(total=count, desc=what, disable=hidden) as self._bar:
+            yield
+
+    def advance(self, count: int = 1) -> None:
+        """Count finished requests."""
+        self._bar.update(count)
+
+    def show_tokens(self, length: int, rows: int = 1) -> None:
+        """Show the length of what is run next.
+
+        Args:
+            length: Tokens of the longest row.
+            rows: Their number.
+        """
+        self._tokens, self._tokens_run = length * rows, 0
+        self._bar.set_postfix_str(f"tokens={length}")
+
+    def note_pass(self, tokens: int) -> None:
+        """Show how far a long prompt is, of which so many tokens run next; decoded tokens are not counted."""
+        if self._tokens_run + tokens <= self._tokens:
+            self._tokens_run += tokens
+            due = time.monotonic() - self._drawn > REDRAW_S
+            self._drawn = time.monotonic() if due else self._drawn
+            self._bar.set_postfix_str(f"tokens={self._tokens_run}/{self._tokens}", refresh=due)

@@ -1,0 +1,150 @@
+"""Run a model pass by pass: the one place that calls the model's own forward for a pass.
+
+The model's own code does everything but attention: projections, norms, residuals and what else there is. Its attention
+layers hand their queries and keys, without positions, to the pass that runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mesa_lm.attention.call import ForwardCall, WantedLogits
+from mesa_lm.attention.chunk_store import ChunkStore
+from mesa_lm.attention.kernels import Scoring
+from mesa_lm.attention.layer_groups import Layers
+from mesa_lm.attention.model_pass import ModelPass
+from mesa_lm.attention.pass_plan import PassPlan
+from mesa_lm.methods.base import Method
+from mesa_lm.models.families import family_of
+from mesa_lm.models.replacing import replace_method
+from mesa_lm.models.rotary_modules import rotary_modules
+
+ATTENTION = "mesa_lm"  # the name under which transformers knows our attention
+
+
+class _Running(NamedTuple):
+    """The pass that runs, and whether fused kernels may compute it."""
+
+    model_pass: ModelPass
+    fused: bool
+
+
+# Not every model hands keywords down to its attention, so the attention function finds the pass here.
+_running: ContextVar[_Running] = ContextVar("running pass")
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls with unrotated states, (batch, heads, len, head_dim)."""
+    running = _running.get()
+    scale = kwargs.get("scaling")
+    scoring = Scoring(query.shape[-1] ** -0.5 if scale is None else scale, kwargs.get("softcap"), running.fused)
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    output = running.model_pass.attend(layer, query, key, value, scoring)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """What the functions of `attention_forwards` call; shapes as in `ModelPass.attend`."""
+    return _running.get().model_pass.attend(layer, query, key, value, Scoring(scale))
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for a mask: passes have no padding and see to what is seen; some models need a tensor."""
+    return torch.zeros(1, 1, 1, 1)
+
+
+def _no_rotation(states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Stand in for a rotary module: cos = 1 and sin = 0 for every position and component.
+
+    One component stands for all: models that rotate part of a head split it by this width or broadcast it.
+    """
+    return states.new_ones(1, 1, 1), states.new_zeros(1, 1, 1)
+
+
+# Passes are Python code through and through: compiled layers leave their graph here.
+AttentionInterface.register(ATTENTION, torch.compiler.disable(_attention))
+AttentionMaskInterface.register(ATTENTION, _no_mask)
+
+
+class PassRunner:
+    """Runs the passes of calls of one model's forward."""
+
+    def __init__(self, model: PreTrainedModel, layers: Layers, attention: list[nn.Module]) -> None:
+        """Look at a model; it is changed only while passes run.
+
+        Args:
+            model: Of a supported type.
+            layers: Its layers.
+            attention: The attention module of each layer.
+        """
+        self._model, self._layers, self._attention, self._family = model, layers, attention, family_of(model.config)
+        self._rotary_modules = rotary_modules(model)
+        self._configs = list({id(c): c for m in model.modules() if (c := getattr(m, "config", None))}.values())
+
+    def run(
+        self,
+        call: ForwardCall,
+        method: Method,
+        forward: Callable[..., Any],
+        store: ChunkStore | None = None,
+        before_pass: Callable[[Tensor], None] = lambda columns: None,
+    ) -> CausalLMOutputWithPast:
+        """Compute logits and cache of a call.
+
+        Args:
+            call: The call.
+            method: Bound to the model.
+            forward: The model's own; takes logits_to_keep.
+            store: Of middle chunks that prompts may share; None: none.
+            before_pass: Called before every pass with the (rows, len) input columns of its tokens.
+
+        Raises:
+            ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
+        """
+        # Plain matrix products where the user asked for them.
+        fused = self._model.config._attn_implementation != "eager"
+        with torch.no_grad(), self._own_attention():
+            wanted = WantedLogits(call)
+            plan = PassPlan(call, wanted, method, self._layers, store)
+            for model_pass, rows, columns in plan.passes():
+                before_pass(columns)
+                tokens, kept = call.part(rows, columns), wanted.of(columns)
+                token = _running.set(_Running(model_pass, fused))
+                try:
+                    output = forward(**tokens, use_cache=False, logits_to_keep=kept, return_dict=True)
+                finally:
+                    _running.reset(token)
+                model_pass.finish()
+                wanted.put(rows, columns, output.logits)
+        return CausalLMOutputWithPast(logits=wanted.result(), past_key_values=plan.cache if call.use_cache else None)
+
+    @contextmanager
+    def _own_attention(self) -> Iterator[None]:
+        """Let the model's attention layers call attention of ours, with queries and keys without positions."""
+        family, base = self._family, self._model.base_model
+        with ExitStack() as undo:
+            for config in self._configs:
+                undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+                config._attn_implementation = ATTENTION
+            for module in self._rotary_modules:
+                replace_method(module, "forward", _no_rotation, undo)
+            if family.bias_method is not None and hasattr(base, family.bias_method):
+                replace_method(base, family.bias_method, _no_mask, undo)
+            if family.attention_forward is not None:
+                for layer, module in enumerate(self._attention):
+                    attend = functools.partial(torch.compiler.disable(_attend), layer)
+                    forward = functools.partial(family.attention_forward, module, attend)
+                    replace_method(module, "forward", forward, undo)
+            yield
