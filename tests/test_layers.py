@@ -15,6 +15,7 @@ ROOT = Path(mesa_lm.__file__).resolve().parents[1]
 # From the bottom to the top: a package imports what stands before it, and itself.
 LAYERS = (
     "errors",
+    "lengths",
     "demo",
     "methods",
     "attention",
