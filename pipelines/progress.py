@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from mesa_lm.pipelines.outcome import Outcome
-from mesa_lm.pipelines.plan import Shard
+from mesa_lm.pipelines.shards import Shard
 
 LINE_EVERY_S = 30.0
 

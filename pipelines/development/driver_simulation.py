@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mesa_lm.pipelines.config import Sweep
-from mesa_lm.pipelines.outcome import Outcome
-from mesa_lm.pipelines.plan import Shard
-from mesa_lm.pipelines.run import Driver, cluster
+from mesa_lm.pipelines.driver import Driver
+from mesa_lm.pipelines.outcome import Outcome, ShardReport
+from mesa_lm.pipelines.run import cluster
+from mesa_lm.pipelines.settings import Sweep
+from mesa_lm.pipelines.shards import Shard
 from mesa_lm.pipelines.store import Store
 
 CPUS = 0.01  # of a worker, so that many fit any machine
@@ -25,10 +26,10 @@ class FakeWorker:
     def __init__(self, sweep: Sweep, model: int, cwd: Path) -> None:
         self.store = Store(sweep.out)
 
-    def run(self, shard: Shard) -> dict[str, Any]:
+    def run(self, shard: Shard) -> ShardReport:
         """Store the answers of a shard."""
         self.store.write_shard(shard.key, {"responses": {str(number): [["12345"]] for number in range(4)}})
-        return {"status": "done"}
+        return ShardReport(status="done")
 
 
 def fake_plan(count: int) -> list[Shard]:

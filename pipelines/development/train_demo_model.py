@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mesa_lm.tasks.long_ppl.source_text import standard_library
+from mesa_lm.tasks.long_ppl.embedded_text import standard_library
 from mesa_lm.tasks.passkey_long.texts import DESCRIPTION, FILLER, MAX_KEY, NEEDLE, PROMPTS
 
 TRAIN_LENGTH = 512

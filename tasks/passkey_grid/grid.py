@@ -5,11 +5,16 @@ from typing import Any
 
 from datasets import Dataset
 
-from mesa_lm.errors import UsageError
-from mesa_lm.harness.task_options import check_option_names, is_count, wrong_option
-from mesa_lm.tasks.passkey_long import utils as passkey
+from mesa_lm.harness.task_options import OptionRule, OptionRules, check_task_options, is_count, is_shares
+from mesa_lm.tasks.passkey_long import questions as passkey
 
-OPTIONS = ("lengths", "num_samples", "depths", "prompt", "seed")
+RULES: OptionRules = {
+    **passkey.RULES,
+    "depths": OptionRule(
+        lambda value: is_count(value) or is_shares(value),
+        "a whole number of at least 1, or a list of shares from 0 to 1",
+    ),
+}
 
 
 def check_options(metadata: Mapping[str, Any]) -> None:
@@ -21,16 +26,7 @@ def check_options(metadata: Mapping[str, Any]) -> None:
     Raises:
         UsageError: An option is misspelt, of the wrong type or out of range.
     """
-    check_option_names("passkey_grid", metadata, OPTIONS)
-    depths = metadata.get("depths", 11)
-    shares = isinstance(depths, list) and depths and all(type(v) in (int, float) and 0 <= v <= 1 for v in depths)
-    if not is_count(depths) and not shares:
-        allowed = "a whole number of at least 1, or a list of shares from 0 to 1"
-        raise wrong_option("passkey_grid", "depths", allowed, metadata)
-    try:
-        passkey.check_options(metadata)
-    except UsageError as error:
-        raise UsageError(str(error).replace("passkey_long", "passkey_grid")) from error
+    check_task_options("passkey_grid", metadata, RULES)
 
 
 def grid_dataset(
@@ -54,20 +50,12 @@ def grid_dataset(
         UsageError: An option is wrong, or the length is too short.
         ModelError: There is no such tokenizer, or it cannot be loaded.
     """
-    options = {"num_samples": num_samples, "depths": depths, "prompt": prompt, "seed": seed}
-    check_options(model_args | options)
-    shares = evenly_spaced(depths) if isinstance(depths, int) else sorted(set(depths))
-    options |= {"num_samples": num_samples * len(shares), "depths": shares}
-    try:
-        docs = passkey.passkey_dataset(length=length, **options, **model_args)["test"]
-    except UsageError as error:
-        raise UsageError(str(error).replace("passkey_long", "passkey_grid")) from error
-    return {"test": docs.add_column("asked_depth", [float(shares[i % len(shares)]) for i in range(len(docs))])}
-
-
-def evenly_spaced(number: int) -> list[float]:
-    """Return so many depths from 0 to 1; the middle where it is one."""
-    return [i / (number - 1) for i in range(number)] if number > 1 else [0.5]
+    check_options(model_args | {"num_samples": num_samples, "depths": depths, "prompt": prompt, "seed": seed})
+    shares = passkey.evenly_spaced(depths) if isinstance(depths, int) else sorted(set(depths))
+    questions = passkey.draw_questions(length, num_samples * len(shares), shares, seed)
+    rows = passkey.build_prompts("passkey_grid", questions, length, prompt, seed, model_args)
+    asked = [{"asked_depth": float(question.share)} for question in questions]
+    return {"test": Dataset.from_list([row | depth for row, depth in zip(rows, asked, strict=True)])}
 
 
 def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:

@@ -9,10 +9,10 @@ from datasets import Dataset, load_dataset
 from rouge_score.rouge_scorer import RougeScorer
 
 from mesa_lm.errors import UsageError
-from mesa_lm.harness.task_options import check_count, check_option_names, wrong_option
+from mesa_lm.harness.task_options import COUNT, TEXT, OptionRules, check_task_options
 from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
 
-OPTIONS = ("lengths", "num_samples", "data", "split", "bin_width")
+RULES: OptionRules = {"num_samples": COUNT, "bin_width": COUNT, "data": TEXT, "split": TEXT}
 # The columns of a report and its summary in the copies that are in use.
 COLUMNS = (("report", "summary"), ("document", "summary"), ("input", "output"))
 KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -33,12 +33,7 @@ def check_options(metadata: Mapping[str, Any]) -> None:
     Raises:
         UsageError: An option is misspelt, of the wrong type or out of range.
     """
-    check_option_names("govreport_long", metadata, OPTIONS)
-    check_count("govreport_long", "num_samples", metadata)
-    check_count("govreport_long", "bin_width", metadata)
-    for name in ("data", "split"):
-        if name in metadata and not (isinstance(metadata[name], str) and metadata[name]):
-            raise wrong_option("govreport_long", name, "a text", metadata)
+    check_task_options("govreport_long", metadata, RULES)
 
 
 def reports_dataset(
