@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -70,7 +71,4 @@ class Progress:
         finished = self.cost - left
         if not finished:
             return "?"
-        seconds = (time.monotonic() - self.start) / finished * left
-        minutes, seconds = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}"
+        return str(timedelta(seconds=round((time.monotonic() - self.start) / finished * left)))

@@ -13,27 +13,19 @@ import yaml
 from pydantic import ValidationError
 
 from mesa_lm.errors import UsageError, unknown_name
-from mesa_lm.pipelines.settings import (
-    MethodEntry,
-    ModelEntry,
-    Section,
-    Sweep,
-    TaskEntry,
-    TrackingSettings,
-    WorkerSettings,
-)
+from mesa_lm.pipelines import settings
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-SECTIONS: dict[str, type[Section]] = {
-    "models": ModelEntry,
-    "methods": MethodEntry,
-    "tasks": TaskEntry,
-    "workers": WorkerSettings,
-    "wandb": TrackingSettings,
+SECTIONS: dict[str, type[settings.Section]] = {
+    "models": settings.ModelEntry,
+    "methods": settings.MethodEntry,
+    "tasks": settings.TaskEntry,
+    "workers": settings.WorkerSettings,
+    "wandb": settings.TrackingSettings,
 }
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> settings.Sweep:
     """Read a sweep's settings.
 
     Args:
@@ -56,7 +48,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     for override in overrides:
         override_setting(content, override)
     try:
-        return Sweep.model_validate(with_variables(content))
+        return settings.Sweep.model_validate(with_variables(content))
     except ValidationError as error:
         # A list whose entries are all wrong is also reported as empty.
         wrong = [one for one in error.errors() if not (one["type"] == "too_short" and one["input"])]
@@ -118,7 +110,7 @@ def _explained(error: Any) -> str:
     *parents, name = error["loc"]
     place = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        section = SECTIONS[parents[0]] if parents else Sweep
+        section = SECTIONS[parents[0]] if parents else settings.Sweep
         allowed = [".".join(map(str, [*parents, known])) for known in section.model_fields]
         return f"  {unknown_name('setting', place, allowed)}"
     if error["type"] == "missing":

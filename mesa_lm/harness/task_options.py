@@ -47,14 +47,14 @@ WHOLE_NUMBER = OptionRule(lambda value: type(value) is int, "a whole number")
 TEXT = OptionRule(lambda value: isinstance(value, str) and bool(value), "a string")
 
 
-def check_task_options(task: str, metadata: Mapping[str, Any], rules: OptionRules) -> None:
+def check_task_options(task: str, rules: OptionRules, metadata: Mapping[str, Any]) -> None:
     """Refuse options of a task that are misspelt or wrong, before anything is loaded.
 
     Args:
         task: Name of the task.
+        rules: For each option but `lengths`, which every length group has, and checks elsewhere.
         metadata: The user's metadata. It holds the arguments of the model, and options of other tasks too, so that an
             unknown name is wrong only if it resembles an option.
-        rules: For each option but `lengths`, which every length group has, and checks elsewhere.
 
     Raises:
         UsageError: An option is misspelt, of the wrong type or out of range.

@@ -1,14 +1,18 @@
-"""Measure what a shard costs the driver: many shards, workers without a model. `python -m pipelines.simulate`."""
+"""Measure what a shard costs the driver: many shards, workers without a model.
+
+python -m mesa_lm.pipelines.development.driver_simulation --shards 10000 --workers 64
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from mesa_lm.pipelines.driver import Driver
 from mesa_lm.pipelines.outcome import Outcome, ShardReport
@@ -95,15 +99,11 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def main() -> None:
+def main(shards: int = 10_000, workers: int = 64) -> None:
     """Print the measurement as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--workers", type=int, default=64)
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(simulate(options.shards, options.workers, Path(folder)), indent=2))
+        print(json.dumps(simulate(shards, workers, Path(folder)), indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

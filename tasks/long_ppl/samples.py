@@ -28,7 +28,7 @@ def check_options(metadata: Mapping[str, Any]) -> None:
     Raises:
         UsageError: An option is misspelt, of the wrong type or out of range.
     """
-    check_task_options("long_ppl", metadata, RULES)
+    check_task_options("long_ppl", RULES, metadata)
     if metadata.get("data") is None and (metadata.get("num_samples") or 0) > len(line_starts()):
         allowed = f"at most {len(line_starts())}, the number of lines of the held-out text"
         raise wrong_option("long_ppl", "num_samples", allowed, metadata["num_samples"])

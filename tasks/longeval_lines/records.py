@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -13,6 +14,8 @@ from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
 from mesa_lm.tasks.longeval_lines import texts
 
 RULES: OptionRules = {"num_samples": COUNT, "seed": WHOLE_NUMBER, "prompt": tuple(texts.ENDINGS)}
+# Called with the user's metadata before anything is loaded; the README describes the options.
+check_options = partial(check_task_options, "longeval_lines", RULES)
 
 
 class Record(NamedTuple):
@@ -32,18 +35,6 @@ class Record(NamedTuple):
         pairs = zip(self.names[:lines], self.values[:lines], strict=True)
         record = "".join(texts.LINE.format(name=name, value=value) for name, value in pairs)
         return texts.HEAD + record + (texts.QUESTION + self.ending).format(name=self.names[self.asked(lines)])
-
-
-def check_options(metadata: Mapping[str, Any]) -> None:
-    """Check the options of longeval_lines before anything is loaded; the README describes them.
-
-    Args:
-        metadata: The user's metadata, the arguments of the model among it.
-
-    Raises:
-        UsageError: An option is misspelt, of the wrong type or out of range.
-    """
-    check_task_options("longeval_lines", metadata, RULES)
 
 
 def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **model_args: Any) -> dict[str, Dataset]:

@@ -1,32 +1,16 @@
 """Passkey retrieval at every one of a set of depths, scored for each depth by itself."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
 
-from mesa_lm.harness.task_options import OptionRule, OptionRules, check_task_options, is_count, is_shares
+from mesa_lm.harness.task_options import check_task_options
 from mesa_lm.tasks.passkey_long import questions as passkey
 
-RULES: OptionRules = {
-    **passkey.RULES,
-    "depths": OptionRule(
-        lambda value: is_count(value) or is_shares(value),
-        "a whole number of at least 1, or a list of shares from 0 to 1",
-    ),
-}
-
-
-def check_options(metadata: Mapping[str, Any]) -> None:
-    """Check the options of passkey_grid before anything is loaded; the README describes them.
-
-    Args:
-        metadata: The user's metadata, the arguments of the model among it.
-
-    Raises:
-        UsageError: An option is misspelt, of the wrong type or out of range.
-    """
-    check_task_options("passkey_grid", metadata, RULES)
+# Called with the user's metadata before anything is loaded; the README describes the options.
+check_options = partial(check_task_options, "passkey_grid", {**passkey.RULES, "depths": passkey.DEPTHS})
 
 
 def grid_dataset(

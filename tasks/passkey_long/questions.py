@@ -5,6 +5,7 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -25,15 +26,18 @@ from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
 from mesa_lm.tasks.passkey_long import texts
 
 CHAT = "chat"  # the prompt made by the tokenizer's own chat template
+DEPTHS = OptionRule(
+    lambda value: is_count(value) or is_shares(value),
+    "a whole number of at least 1, or a list of shares from 0 to 1",
+)
 RULES: OptionRules = {
     "num_samples": COUNT,
     "seed": WHOLE_NUMBER,
-    "depths": OptionRule(
-        lambda value: value is None or is_count(value) or is_shares(value),
-        "null, a whole number of at least 1, or a list of shares from 0 to 1",
-    ),
+    "depths": OptionRule(DEPTHS.or_none().fits, f"null, {DEPTHS.allowed}"),
     "prompt": (*texts.PROMPTS, CHAT),
 }
+# Called with the user's metadata before anything is loaded; the README describes the options.
+check_options = partial(check_task_options, "passkey_long", RULES)
 # Fillers on either side of another text that are tokenized with it; what is farther away cannot change its tokens.
 EDGE = 4
 
@@ -105,18 +109,6 @@ class PromptCounter:
         if case not in self._known:
             self._known[case] = self.count_tokens(self.text(*case))
         return self._known[case]
-
-
-def check_options(metadata: Mapping[str, Any]) -> None:
-    """Check the options of passkey_long before anything is loaded; the README describes them.
-
-    Args:
-        metadata: The user's metadata, the arguments of the model among it.
-
-    Raises:
-        UsageError: An option is misspelt, of the wrong type or out of range.
-    """
-    check_task_options("passkey_long", metadata, RULES)
 
 
 def passkey_dataset(
