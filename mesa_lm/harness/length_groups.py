@@ -60,7 +60,7 @@ class LengthGroups:
         self._tasks: dict[str, list[str]] = {}
         for name, entry in self._groups.items():
             own = lengths if _is_lengths(lengths) else entry.cfg["metadata"]["lengths"]
-            self._tasks[name] = [length_name(name, length) for length in sorted(set(own))]
+            self._tasks[name] = [LengthName(length_name(name, length)) for length in sorted(set(own))]
             for task in self._tasks[name]:
                 self.add(task)
             index[name] = LengthEntry(**vars(entry), added={"task": self._tasks[name]})

@@ -7,9 +7,9 @@ from datasets import Dataset
 
 from mesa_lm.harness.task_options import COUNT, TEXT, OptionRules, check_task_options, wrong_option
 from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.tasks.long_ppl import embedded_text
 from mesa_lm.tasks.long_ppl.cutting import Count, first_word_end, last_word_end, longest_piece, too_short
 from mesa_lm.tasks.long_ppl.documents import TAIL, documents
-from mesa_lm.tasks.long_ppl.embedded_text import line_starts
 from mesa_lm.tasks.long_ppl.sources import Source
 
 EMBEDDED = "held-out files of the Python standard library"
@@ -29,9 +29,10 @@ def check_options(metadata: Mapping[str, Any]) -> None:
         UsageError: An option is misspelt, of the wrong type or out of range.
     """
     check_task_options("long_ppl", RULES, metadata)
-    if metadata.get("data") is None and (metadata.get("num_samples") or 0) > len(line_starts()):
-        allowed = f"at most {len(line_starts())}, the number of lines of the held-out text"
-        raise wrong_option("long_ppl", "num_samples", allowed, metadata["num_samples"])
+    number = metadata.get("num_samples")
+    if metadata.get("data") is None and number and number > (lines := len(embedded_text.line_starts())):
+        allowed = f"at most {lines}, the number of lines of the held-out text"
+        raise wrong_option("long_ppl", "num_samples", allowed, number)
 
 
 def long_ppl_dataset(
