@@ -53,7 +53,6 @@ def _offer_tasks() -> None:
     ours = getattr(discovery, "TaskManager", None)
     if ours is None:
         return
-    discovery.tasks_path()  # raises where they are not there
     stock = manager.TaskManager
     for name, module in list(sys.modules.items()):
         if name.startswith("lm_eval.") and vars(module).get("TaskManager") is stock:

@@ -18,17 +18,9 @@ from mesa_lm.harness.lm_eval_command import report_errors_in_one_line
 from mesa_lm.harness.task_index import LazyIndex
 from mesa_lm.lengths import split_length_name
 
-
-def tasks_path() -> Path:
-    """Return the folder of this project's tasks.
-
-    Raises:
-        UsageError: It is not there, as in a checkout without symbolic links.
-    """
-    folder = Path(__file__).parents[1] / "tasks"
-    if not folder.is_dir():
-        raise lost_link(folder)
-    return folder.resolve()
+TASKS_PATH = (Path(__file__).parents[1] / "tasks").resolve()  # of this project
+if not TASKS_PATH.is_dir():
+    raise lost_link(TASKS_PATH)
 
 
 class _Factory(TaskFactory):
@@ -95,10 +87,10 @@ class TaskManager(StockTaskManager):
         """
         report_errors_in_one_line()
         chosen = [include_path] if isinstance(include_path, str | Path) else include_path or []
-        others = [path for path in chosen if Path(path).resolve() != tasks_path()]
+        others = [path for path in chosen if Path(path).resolve() != TASKS_PATH]
         # With tasks of the user's, lm-eval says which of its own they replace.
         waits = include_defaults and not others
-        super().__init__(verbosity, [tasks_path(), *others], include_defaults and not waits, metadata)
+        super().__init__(verbosity, [TASKS_PATH, *others], include_defaults and not waits, metadata)
         self.include_path = include_path
         self._factory = _Factory(meta=metadata)
         held: dict[str, Entry] = vars(self)["_index"]

@@ -10,12 +10,12 @@ from lm_eval.tasks.manager import TaskManager as StockTaskManager
 from made_up_tasks import task_manager as manager
 
 from mesa_lm.harness import task_index
-from mesa_lm.harness.task_manager import TaskManager, tasks_path
+from mesa_lm.harness.task_manager import TASKS_PATH, TaskManager
 
 
 def test_our_tasks_are_known_without_lm_evals() -> None:
     tasks = TaskManager(include_defaults=False)
-    assert (tasks_path() / "passkey_long" / "passkey_long.yaml").is_file()
+    assert (TASKS_PATH / "passkey_long" / "passkey_long.yaml").is_file()
     assert "passkey_long" in tasks.all_groups
     assert "passkey_long_4k" in tasks.all_subtasks
     assert "hellaswag" not in tasks.all_tasks
@@ -47,7 +47,7 @@ def test_lm_evals_tasks_are_read_when_they_are_needed(asked, found, read, monkey
 
 def test_our_folder_given_by_the_user_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        TaskManager(include_path=[str(tasks_path())], include_defaults=False)
+        TaskManager(include_path=[str(TASKS_PATH)], include_defaults=False)
     assert not caplog.records
 
 
