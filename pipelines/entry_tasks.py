@@ -28,7 +28,7 @@ class EntryTaskManager(TaskManager):
 
     def __init__(self, entry: str, seed: int, **options: Any) -> None:
         super().__init__(**options)
-        self._entry, self._seed = entry, seed
+        self._asked, self._seed = entry, seed
         self._whole: Any = None
 
     def load(self, spec: Any) -> Any:
@@ -37,7 +37,7 @@ class EntryTaskManager(TaskManager):
             random.seed(self._seed)  # these are the seeds of `lm_eval`, which sets them just before
             numpy.random.seed(DEFAULT_OTHER_SEED)
             torch.manual_seed(DEFAULT_OTHER_SEED)
-            self._whole = super().load(self.match_tasks([self._entry]))
+            self._whole = super().load(self.match_tasks([self._asked]))
         names = spec if isinstance(spec, list) else [spec]
         tasks = self._whole["tasks"]
         if all(name in tasks for name in names):
