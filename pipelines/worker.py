@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import random
 import time
@@ -18,7 +17,7 @@ from lm_eval import simple_evaluate
 from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.methods.registry import make_method
-from mesa_lm.models.memory import reset_peak, status_bytes
+from mesa_lm.models.memory import release, reset_peak, status_bytes
 from mesa_lm.pipelines.entry_tasks import entry_task_manager
 from mesa_lm.pipelines.lm_eval_output import printed_to
 from mesa_lm.pipelines.outcome import ShardReport
@@ -50,6 +49,7 @@ class Worker:
         torch.set_num_threads(sweep.workers.threads)
         if not sweep.workers.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide the GPUs from a worker that asked for none
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def run(self, shard: Shard) -> ShardReport:
         """Evaluate a shard and store its answers.
@@ -66,7 +66,7 @@ class Worker:
                 with log.open("a", encoding="utf-8") as file:
                     traceback.print_exc(file=file)
             self._lm = None  # whatever state it is in
-            _free_memory()
+            release(self.device)
             return ShardReport(
                 status="oom" if _is_out_of_memory(error) else "failed",
                 final=isinstance(error, MesaError),  # wrong input stays wrong
@@ -97,7 +97,7 @@ class Worker:
                 f"{shard.leaf} has other documents here than where the sweep was planned: it draws them at random "
                 "without a seed, or reads data that have changed"
             )
-        _reset_peak()
+        _reset_peak(self.device)
         start = time.perf_counter()
         results = simple_evaluate(
             model=lm,
@@ -126,7 +126,7 @@ class Worker:
                 for kind in ("pad", "eos", "bos")
                 for name in (f"{kind}_token", f"{kind}_token_id")
             },
-            "peak_bytes": _peak_bytes(),
+            "peak_bytes": _peak_bytes(self.device),
             "evaluation_s": evaluation_s,
         }
 
@@ -149,23 +149,17 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):  # only Linux has it
             reset_peak()
 
 
-def _peak_bytes() -> int | None:
+def _peak_bytes(device: torch.device) -> int | None:
     """Return the most memory in use since `_reset_peak`, of the GPU or of the process; None where nobody says."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     try:
         return status_bytes("VmHWM")
