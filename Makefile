@@ -1,6 +1,6 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: help run test check lint types demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval bench-gpu \
+.PHONY: help run test check lint types doc-tables demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval bench-gpu \
 	wheel hook-cost
 .DELETE_ON_ERROR:
 
@@ -26,6 +26,9 @@ lint: .venv/installed-dev ## style of the code
 
 types: .venv/installed-dev ## strict types
 	$(BIN)/mypy
+
+doc-tables: .venv/installed ## tables of docs/ that follow from declarations
+	$(BIN)/python -m mesa_lm.pipelines.development.doc_tables docs
 
 demo-model: .venv/installed ## train the demo model again, about an hour
 	$(BIN)/python -m mesa_lm.pipelines.development.train_demo_model mesa_lm/demo/model

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.rotary import rotate
 from mesa_lm.errors import ModelError, UsageError
-from mesa_lm.methods.geometry import Weave
+from mesa_lm.methods.weaves import Placement
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class Row:
 
     length: int = 0
     prompt_len: int = 0
-    weave: Weave | None = None
+    weave: Placement | None = None
 
 
 class WovenCache(Cache):
@@ -102,7 +102,7 @@ class WovenCache(Cache):
         self.keys[layer][batch, :, start:end] = key
         self.values[layer][batch, :, start:end] = value
 
-    def reweave(self, batch: int, weave: Weave, layers: Layers, end: int | None = None) -> None:
+    def reweave(self, batch: int, weave: Placement, layers: Layers, end: int | None = None) -> None:
         """Move a row's keys to new positions by one rotation each.
 
         Args:

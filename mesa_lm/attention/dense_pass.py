@@ -13,7 +13,8 @@ from mesa_lm.attention.cache import WovenCache
 from mesa_lm.attention.kernels import attend, merge
 from mesa_lm.attention.rotary import Angles, Encoding, multiply, rotate
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.geometry import Block, Extent, Weave
+from mesa_lm.methods.geometry import Block, Extent
+from mesa_lm.methods.weaves import Placement
 
 
 class Append:
@@ -131,7 +132,7 @@ class MiddleChunks:
         rows: list[int],
         first: int,
         block: Block,
-        weave: Weave | None,
+        weave: Placement | None,
         rotary: Encoding,
         keeps: bool = False,
     ) -> None:

@@ -17,7 +17,8 @@ from mesa_lm.attention.layer_groups import Group, Layers
 from mesa_lm.attention.model_pass import Part, Pass, WindowedChunks, appending
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.geometry import Block, Extent, Layout, Weave
+from mesa_lm.methods.geometry import Block, Extent, Layout
+from mesa_lm.methods.weaves import Placement
 
 # Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
 PASS_TOKENS = 8192
@@ -161,7 +162,7 @@ class Forward:
         return appending(cache, rows, count, self._method, self._layers, totals)
 
     def _prefill_middle(
-        self, cache: WovenCache, rows: list[int], columns: Tensor, layout: Layout, weave: Weave | None
+        self, cache: WovenCache, rows: list[int], columns: Tensor, layout: Layout, weave: Placement | None
     ) -> None:
         """Run the middle chunks of prompts of one length, or take them from the store."""
         store = self._store if self._name == "input_ids" and self._layers.share_chunks else None
@@ -193,7 +194,7 @@ class Forward:
         rows: list[int],
         first: int,
         block: Block,
-        weave: Weave | None,
+        weave: Placement | None,
         keeps: bool = False,
     ) -> Pass:
         """Return the pass of some middle chunks."""

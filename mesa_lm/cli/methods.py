@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from inspect import formatannotation, getdoc
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -11,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from mesa_lm.methods.parameters import declared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,12 +63,13 @@ def _describe(method: type[Any]) -> dict[str, Any]:
         "purpose": purpose,
         "source": " ".join(source.split("\n\n")[0].split()),
         "parameters": {
-            field.name: {
-                "type": formatannotation(types[field.name]),
-                "default": field.default,
-                "help": field.metadata["help"],
+            name: {
+                "type": formatannotation(types[name]),
+                "default": getattr(method(), name),
+                "rule": declaration.shown if declaration.rule else None,
+                "help": declaration.text,
             }
-            for field in fields(method)
+            for name, declaration in declared(method).items()
         },
     }
 
@@ -81,6 +83,6 @@ def _print_tables(described: dict[str, dict[str, Any]]) -> None:
         console.print(Text(f"model families: {', '.join(method['families'])}"))
         table = Table("parameter", "default", "meaning")
         for parameter, about in method["parameters"].items():
-            table.add_row(Text(parameter), Text(str(about["default"])), Text(about["help"]))
+            table.add_row(Text(parameter), Text(str(about["rule"] or about["default"])), Text(about["help"]))
         console.print(table if table.row_count else Text("no parameters"))
         console.print()

@@ -20,7 +20,7 @@ from mesa_lm.harness.model_args import checked_source, one_line_errors, refused_
 from mesa_lm.harness.untruncated import UncutHFLM
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
-from mesa_lm.methods.parameters import train_length_of
+from mesa_lm.methods.train_length import train_length_of
 from mesa_lm.models.attach import Handle, extrapolate
 from mesa_lm.models.families import check_supported
 from mesa_lm.models.memory import free_bytes
@@ -113,7 +113,7 @@ class MesaHFLM(UncutHFLM):
         stock_calls = isinstance(method, Origin)
         if not stock_calls:
             check_supported(self.config, method)
-            method = method.resolve(self.config)
+            method = method.bind(self.config)
         if self._handle is not None:
             self._handle.remove()
         self.method, self.stock_calls = method, stock_calls
@@ -134,7 +134,7 @@ class MesaHFLM(UncutHFLM):
             )
         if not self.stock_calls:
             check_supported(config, self.method)
-            self.method = self.method.resolve(config)
+            self.method = self.method.bind(config)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
         named = next((source for source in (tokenizer, pretrained) if isinstance(source, str)), "of the given model")

@@ -1,4 +1,4 @@
-"""What methods are: parameters, and where keys are scored; arithmetic only.
+"""What methods are: their parameters, and where keys are scored; arithmetic only.
 
 Imports nothing of the project but errors. Read `base` first, then `rerope`, the shortest method; `registry` lists all.
 """

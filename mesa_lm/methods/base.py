@@ -2,42 +2,96 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from mesa_lm.methods.parameters import bound_int, parameter, require_bool, require_int
+from typing_extensions import override
+
+from mesa_lm.methods.parameters import check_parameters, declared, default_of, parameter
+from mesa_lm.methods.train_length import train_length_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mesa_lm.methods.geometry import Band, Extent, Layout, Weave
+    from mesa_lm.methods.geometry import Band, Extent, Layout
+    from mesa_lm.methods.weaves import Placement, Weave
+
+logger = logging.getLogger(__name__)
+
+
+class Reach(NamedTuple):
+    """Positions that some parameters need, however short an input beyond them is.
+
+    Attributes:
+        parameters: The parameters, as name=value.
+        positions: How many, in tokens.
+    """
+
+    parameters: str
+    positions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """Base of all methods: the fields are the parameters, the methods below say where keys are scored.
 
-    An instance is bound to a model by `resolve`; only a bound instance is executed.
+    An instance is bound to a model by `bind`; only a bound instance is executed. What a subclass does not override
+    describes full attention at true positions.
     """
 
     name: ClassVar[str]
     block_len: ClassVar[int] = 2048  # queries whose bands are computed at once
     static_rope: ClassVar[bool] = False  # whether `rope_parameters` are the same for every input
 
-    def resolve(self, config: Any) -> Self:
-        """Fill in what depends on the model.
+    def __post_init__(self) -> None:
+        check_parameters(self)
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Refuse parameters that exclude one another; each by itself is checked by its declaration.
+
+        Raises:
+            MethodError: Some do.
+        """
+
+    def check_fit(self) -> None:
+        """Refuse parameters of a bound method that do not fit its training length.
+
+        Raises:
+            MethodError: Some do not.
+        """
+
+    def reach(self) -> Reach | None:
+        """Return the positions that a bound method's parameters need in any case, for a warning beyond T."""
+        return None
+
+    def bind(self, config: Any) -> Self:
+        """Fill in the parameters that follow the model.
 
         Args:
             config: The model's transformers config.
 
         Returns:
-            A copy whose parameters are all concrete.
+            A copy whose parameters all have their values.
 
         Raises:
-            MethodError: The parameters do not fit the model.
+            MethodError: The parameters do not fit the model, or its config names no training length.
         """
-        return self
+        bound = self
+        for name, declaration in declared(self).items():
+            if declaration.rule is not None and getattr(self, name) is None:
+                length = getattr(bound, "train_length", None) or train_length_of(config)
+                bound = replace(bound, **{name: default_of(declaration, length, bound)})
+        bound.check_fit()
+        reach = bound.reach()
+        if reach is not None:
+            length = getattr(bound, "train_length", None) or train_length_of(config)
+            if reach.positions > length:  # the published code runs such settings, so do we
+                message = "%s: %s needs %d positions, but the model was trained on %d"
+                logger.warning(message, self.name, reach.parameters, reach.positions, length)
+        return bound
 
     def is_untouched(self, kv_len: int, cached: bool) -> bool:
         """Tell whether the untouched model gives this method's result.
@@ -60,7 +114,7 @@ class Method:
         """Return how a prompt is cut into chunks, None for one dense pass."""
         return None
 
-    def next_weave(self, kv_len: int, new: int, prompt_len: int, current: Weave | None) -> Weave | None:
+    def next_weave(self, kv_len: int, new: int, prompt_len: int, current: Placement | None) -> Placement | None:
         """Return the key positions to use for a pass that appends tokens to a row.
 
         Args:
@@ -139,27 +193,57 @@ class Method:
         """Return the factor with which each key is stored, float32; None is 1."""
         return None
 
+    def options(self) -> dict[str, Any]:
+        """Return the parameters that have a value, by name."""
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaledMethod(Method):
-    """A method that may scale queries beyond T, so that attention over more keys stays as sharp.
+class TrainedMethod(Method):
+    """A method that goes by the training length, the model's own or a given one."""
 
-    Subclasses call `super(Class, self)`: `slots` makes dataclasses new classes, which a bare `super()` does not know.
-    """
+    train_length: int = parameter(lambda T: T, "training length T in tokens", shown="T", at_least=1)
 
-    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaledMethod(TrainedMethod):
+    """A method that may scale queries beyond T, so that attention over more keys stays as sharp."""
+
     log_n: bool = parameter(True, "scale the query at index t by max(1, ln(t+1) / ln T)")
 
-    def __post_init__(self) -> None:
-        require_int(self, "train_length", 1, optional=True)
-        require_bool(self, "log_n")
-
+    @override
     def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
-        """See `Method.query_scale`.
+        """Return log-n scaling, if it is on.
 
         Source:
             Su 2021, https://kexue.fm/archives/8823; rerope_patch.py and mesa_extrapolation.py of the released codes.
         """
         if not self.log_n:
             return None
-        return ((index.float() + 1).log() / math.log(bound_int(self, "train_length"))).clamp(min=1)
+        return ((index.float() + 1).log() / math.log(self.train_length)).clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WovenMethod(ScaledMethod):
+    """A weave over full attention: near keys at their true distances, far ones where the weave puts them."""
+
+    def weave(self, prompt_len: int) -> Weave:
+        """Return the weave of an input.
+
+        Args:
+            prompt_len: Tokens of its prompt.
+        """
+        raise NotImplementedError
+
+    @override
+    def is_untouched(self, kv_len: int, cached: bool) -> bool:
+        longest = self.weave(kv_len).true_length
+        return kv_len <= (min(longest, self.train_length) if self.log_n else longest)
+
+    @override
+    def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
+        return self.weave(extent.prompt).bands(index)
+
+    @override
+    def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
+        return self.weave(extent.prompt).stored_at(index)

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from typing_extensions import override
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method
+from mesa_lm.methods.base import Reach, TrainedMethod
 from mesa_lm.methods.geometry import Band, Extent
-from mesa_lm.methods.parameters import (
-    bound_int,
-    parameter,
-    require_bool,
-    require_choice,
-    require_int,
-    train_length_of,
-    warn_if_beyond,
-)
+from mesa_lm.methods.parameters import parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DualChunk(Method):
+class DualChunk(TrainedMethod):
     """Number keys within chunks of `chunk_size - local_window` tokens and let no query position pass `chunk_size`.
 
     Source: arXiv 2402.17463; chunkllama_attn_replace.py of github.com/HKUNLP/ChunkLlama. Its scaling of queries and
@@ -33,53 +27,49 @@ class DualChunk(Method):
 
     name: ClassVar[str] = "dual_chunk"
 
-    train_length: int | None = parameter(None, "training length T in tokens; None: from the model's config")
-    chunk_size: int | None = parameter(None, "largest query position C; None: 3T/4")
-    local_window: int | None = parameter(None, "distances w that stay true across chunks; None: T/8")
+    chunk_size: int = parameter(lambda T: max(2, 3 * T // 4), "largest query position C", shown="3T/4", at_least=2)
+    local_window: int = parameter(
+        lambda T: max(1, T // 8), "distances w that stay true across chunks", shown="T/8", at_least=1
+    )
     mscale: bool = parameter(False, "scale queries and keys by 1 + 0.05 ln(n / T) for n > T tokens, as the code does")
-
     merge: Literal["exact", "bfloat16"] = parameter(
         "exact", "weights with which a prompt's three parts are merged; the code rounds them to bfloat16"
     )
 
-    def __post_init__(self) -> None:
-        require_int(self, "train_length", 1, optional=True)
-        require_int(self, "chunk_size", 2, optional=True)
-        require_int(self, "local_window", 1, optional=True)
-        require_bool(self, "mscale")
-        require_choice(self, "merge", ("exact", "bfloat16"))
+    @override
+    def check_fit(self) -> None:
+        if self.local_window >= self.chunk_size:
+            raise MethodError(
+                f"{self.name}: local_window must be below chunk_size={self.chunk_size}, found {self.local_window}"
+            )
 
-    def resolve(self, config: Any) -> Self:
-        """Fill in T, chunk and window; see `Method.resolve`."""
-        train_length = self.train_length or train_length_of(config)
-        chunk = self.chunk_size or max(2, 3 * train_length // 4)
-        window = self.local_window or max(1, train_length // 8)
-        if window >= chunk:
-            raise MethodError(f"{self.name}: local_window must be below chunk_size={chunk}, found {window}")
-        warn_if_beyond(self, f"chunk_size={chunk}", chunk + 1, train_length)
-        return replace(self, train_length=train_length, chunk_size=chunk, local_window=window)
+    @override
+    def reach(self) -> Reach:
+        return Reach(f"chunk_size={self.chunk_size}", self.chunk_size + 1)
 
     @property
+    @override
     def rounds_merge(self) -> bool:
-        """See `Method.rounds_merge`."""
         return self.merge == "bfloat16"
 
     @property
+    @override
     def depends_on_length(self) -> bool:
-        """See `Method.depends_on_length`: only what the code adds to the paper; it rounds for prompts alone."""
+        """Whether what the code adds to the paper is on; it rounds for prompts alone."""
         return self.mscale or self.rounds_merge
 
     @property
     def _chunk_len(self) -> int:
-        return bound_int(self, "chunk_size") - bound_int(self, "local_window")
+        return self.chunk_size - self.local_window
 
+    @override
     def is_untouched(self, kv_len: int, cached: bool) -> bool:
-        """See `Method.is_untouched`: one chunk and nothing scaled."""
-        return kv_len <= self._chunk_len and not (self.mscale and kv_len > bound_int(self, "train_length"))
+        return kv_len <= self._chunk_len and not (self.mscale and kv_len > self.train_length)
 
+    @override
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
-        """See `Method.bands`: the same chunk, the one before, all earlier ones."""
-        length, highest = self._chunk_len, bound_int(self, "chunk_size")
+        """Return the same chunk, the one before, all earlier ones."""
+        length, highest = self._chunk_len, self.chunk_size
         within, start = index % length, index // length * length
         before = (start - length).clamp(min=0)
         return (
@@ -88,17 +78,19 @@ class DualChunk(Method):
             Band(index * 0, before, index * 0 + min(2 * length - 1, highest), lambda key: key % length),
         )
 
+    @override
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
         """Return the position within the chunk, which serves all bands."""
         return index % self._chunk_len
 
+    @override
     def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
         """Return m = 1 + 0.05 ln(n / T) for an input of n > T tokens, the same for all queries."""
-        length = bound_int(self, "train_length")
-        if not self.mscale or extent.total <= length:
+        if not self.mscale or extent.total <= self.train_length:
             return None
-        return index.float() * 0 + 0.05 * math.log(extent.total / length) + 1
+        return index.float() * 0 + 0.05 * math.log(extent.total / self.train_length) + 1
 
+    @override
     def key_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
         """Return m at the time a key is cached, as in `query_scale`; it keeps this one."""
         return self.query_scale(index, extent)

@@ -1,4 +1,4 @@
-"""Where chunks begin, and at which positions keys are scored: pure arithmetic."""
+"""Chunks of a prompt, and bands of keys that queries see: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -69,112 +69,6 @@ def dynamic_split(prompt_len: int, *, first: int, last: int, margin: int, room: 
     if remainder < margin:
         return room, full
     return rest // (full + 1), full + 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weave:
-    """Positions of the keys that one token sees: linear nearby, closer together beyond.
-
-    Attributes:
-        last: Index of the token whose distances follow the weave exactly.
-        near: Largest distance that stays linear, in tokens.
-
-    Source:
-        Weave PE, arXiv 2410.15859, section 4, with key j at position last - W(last - j).
-    """
-
-    last: int
-    near: int
-
-    @property
-    def anchor(self) -> int:
-        """First index whose position is linear for certain: last - near."""
-        return self.last - self.near
-
-    def position(self, index: Tensor) -> Tensor:
-        """Return the positions of the tokens with the given indices; indices from `anchor` on keep theirs.
-
-        Args:
-            index: Integer tensor of any shape.
-
-        Returns:
-            Tensor of the same shape.
-        """
-        raise NotImplementedError
-
-    def same_positions(self, other: Weave | None) -> bool:
-        """Tell whether another weave gives every index the same position."""
-        return self == other
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stair(Weave):
-    """One step per `width` keys beyond `near`.
-
-    W(d) = d for d <= near, else near + (d - near) / width, rounded up (the paper) or down (the released code).
-
-    Attributes:
-        width: Keys per step.
-        ceil: Round an incomplete step up, as the paper does; else down.
-
-    Source:
-        Stair PE, arXiv 2410.15859, section 4; methods/mesa_extrapolation.py of the released code for `ceil=False`.
-    """
-
-    width: int
-    ceil: bool
-
-    def position(self, index: Tensor) -> Tensor:
-        """See `Weave.position`; integers."""
-        beyond = (self.anchor - index).clamp(min=0)
-        steps = (beyond + (self.width - 1 if self.ceil else 0)) // self.width
-        return index.clamp(min=self.anchor) - steps
-
-    def same_positions(self, other: Weave | None) -> bool:
-        """See `Weave.same_positions`: the steps count from the anchor."""
-        return isinstance(other, Stair) and (
-            (self.anchor, self.width, self.ceil) == (other.anchor, other.width, other.ceil)
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clamped(Weave):
-    """ReRoPE: W(d) = min(d, near)."""
-
-    def position(self, index: Tensor) -> Tensor:
-        """See `Weave.position`; integers."""
-        return index.clamp(min=self.anchor)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leaky(Weave):
-    """Leaky-ReRoPE: W(d) = near + (d - near) / factor beyond `near`.
-
-    Attributes:
-        factor: At least 1.
-    """
-
-    factor: float
-
-    def position(self, index: Tensor) -> Tensor:
-        """See `Weave.position`; fractions."""
-        return index.clamp(min=self.anchor) - (self.anchor - index).clamp(min=0) / self.factor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grouped(Weave):
-    """Self-Extend: t//G - j//G + near - near//G beyond `near`, for the query t = last.
-
-    Attributes:
-        group: Tokens G that share a position.
-    """
-
-    group: int
-
-    def position(self, index: Tensor) -> Tensor:
-        """See `Weave.position`; integers."""
-        nearest = self.anchor - self.last // self.group + self.near // self.group
-        return index.where(index >= self.anchor, nearest + index // self.group)
 
 
 class Extent(NamedTuple):

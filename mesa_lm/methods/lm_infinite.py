@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from mesa_lm.methods.base import Method
+from typing_extensions import override
+
+from mesa_lm.methods.base import Method, Reach
 from mesa_lm.methods.geometry import Band, Extent
-from mesa_lm.methods.parameters import bound_int, parameter, require_int, train_length_of, warn_if_beyond
+from mesa_lm.methods.parameters import parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,38 +24,33 @@ class LMInfinite(Method):
 
     name: ClassVar[str] = "lm_infinite"
 
-    n_global: int = parameter(10, "first keys that every query sees")
-    n_local: int | None = parameter(None, "last keys that a query sees, itself included; None: T")
-    distance_limit: int | None = parameter(None, "distance of the first keys; None: n_local")
-
-    def __post_init__(self) -> None:
-        require_int(self, "n_global", 0)
-        require_int(self, "n_local", 1, optional=True)
-        require_int(self, "distance_limit", 0, optional=True)
-
-    def resolve(self, config: Any) -> Self:
-        """Fill in the window and the distance; see `Method.resolve`."""
-        train_length = train_length_of(config)
-        n_local = self.n_local or train_length
-        limit = n_local if self.distance_limit is None else self.distance_limit
-        # The published setting, both equal to T, reaches one position beyond it.
-        warn_if_beyond(self, f"n_local={n_local}, distance_limit={limit}", max(n_local, limit), train_length)
-        return replace(self, n_local=n_local, distance_limit=limit)
-
-    def is_untouched(self, kv_len: int, cached: bool) -> bool:
-        """See `Method.is_untouched`: all keys are local."""
-        return kv_len <= bound_int(self, "n_local")
+    n_global: int = parameter(10, "first keys that every query sees", at_least=0)
+    n_local: int = parameter(lambda T: T, "last keys that a query sees, itself included", shown="T", at_least=1)
+    distance_limit: int = parameter(
+        lambda T, method: method.n_local, "distance of the first keys", shown="n_local", at_least=0
+    )
 
     @property
+    @override
     def depends_on_length(self) -> bool:
-        """See `Method.depends_on_length`: a distance within the window is shorter than any input that uses it."""
-        return bound_int(self, "distance_limit") > bound_int(self, "n_local")
+        """Whether the first keys' distance exceeds the window, so that it follows the length of shorter inputs."""
+        return self.distance_limit > self.n_local
 
+    @override
+    def reach(self) -> Reach:
+        # The published setting, both equal to T, reaches one position beyond it.
+        sizes = f"n_local={self.n_local}, distance_limit={self.distance_limit}"
+        return Reach(sizes, max(self.n_local, self.distance_limit))
+
+    @override
+    def is_untouched(self, kv_len: int, cached: bool) -> bool:
+        return kv_len <= self.n_local
+
+    @override
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
-        """See `Method.bands`."""
-        local_start = (index - bound_int(self, "n_local") + 1).clamp(min=0)
+        local_start = (index - self.n_local + 1).clamp(min=0)
         # As published, a first key is never farther than the input is long.
-        limit = min(bound_int(self, "distance_limit"), extent.total - 1)
+        limit = min(self.distance_limit, extent.total - 1)
         return (
             Band(local_start, index + 1, index, lambda key: key),
             Band(index * 0, local_start.clamp(max=self.n_global), index * 0 + limit, lambda key: key * 0),

@@ -1,128 +1,132 @@
-"""Declaring, checking and filling in the parameters of methods."""
+"""Declaring the parameters of methods: default or rule, bounds and meaning, in one line each."""
 
-from __future__ import annotations
-
-import logging
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable
 from dataclasses import field, fields
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from mesa_lm.errors import MethodError
 
-if TYPE_CHECKING:
-    from mesa_lm.methods.base import Method
-
-logger = logging.getLogger(__name__)
+_IN_WORDS = {int: "an integer", float: "a number", bool: "true or false", NoneType: "none"}
 
 
-def parameter(default: Any, text: str) -> Any:
-    """Declare a parameter of a method: its default and what it means."""
-    return field(default=default, metadata={"help": text})
+class Declaration(NamedTuple):
+    """What `parameter` declares of a field.
 
-
-def require_int(method: Method, name: str, minimum: int, optional: bool = False) -> None:
-    """Check that a parameter is an integer of at least `minimum` (or None if optional).
-
-    Raises:
-        MethodError: It is not.
+    Attributes:
+        text: What the parameter means.
+        rule: Returns its value for a model, from T, or from T and the method with its earlier fields filled in; None
+            where the field has a default of its own.
+        shown: The default in words: the rule's formula, or the value.
+        at_least: Smallest number allowed.
+        at_most: Largest number allowed.
     """
-    value = getattr(method, name)
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        default = next(field.default for field in fields(method) if field.name == name)
-        raise MethodError(
-            f"{method.name}: {name} must be an integer of at least {minimum}, found {value!r}; "
-            f"leave it out to use {'a value from the model' if default is None else default}"
-        )
+
+    text: str
+    rule: Callable[..., Any] | None
+    shown: str
+    at_least: float | None
+    at_most: float | None
 
 
-def require_number(method: Method, name: str, minimum: float, optional: bool = False) -> None:
-    """Check that a parameter is a number of at least `minimum` (or None if optional).
-
-    Raises:
-        MethodError: It is not.
-    """
-    value = getattr(method, name)
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
-        raise MethodError(f"{method.name}: {name} must be a number of at least {minimum}, found {value!r}")
-
-
-def require_choice(method: Method, name: str, allowed: Sequence[str]) -> None:
-    """Check that a parameter is one of some names.
-
-    Raises:
-        MethodError: It is not.
-    """
-    value = getattr(method, name)
-    if value not in allowed:
-        raise MethodError(f"{method.name}: {name} must be {' or '.join(map(repr, allowed))}, found {value!r}")
-
-
-def train_length_of(config: Any) -> int:
-    """Return the training length of a model in tokens.
-
-    The rope parameters' or the config's `original_max_position_embeddings` come first: a model that was stretched
-    with YaRN or a similar scaling names there what it was trained with.
-
-    Raises:
-        MethodError: The config names no length.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    rope = rope.get("full_attention") or rope  # some models have one set for each kind of layer
-    named = (
-        "original_max_position_embeddings",
-        "max_position_embeddings",
-        "max_seq_len",
-        "seq_length",
-        "model_max_length",
-    )
-    original, *longest = (getattr(config, name, None) for name in named)
-    # Phi-3's config has an original length by default, which says nothing where the longest is shorter.
-    given = [int(value) for value in (rope.get(named[0]) or original, next(filter(None, longest), None)) if value]
-    if given:
-        return min(given)
-    raise MethodError(
-        f"the config of model type {getattr(config, 'model_type', '?')!r} names none of {', '.join(named)}; "
-        "give train_length="
-    )
-
-
-def require_bool(method: Method, name: str) -> None:
-    """Check that a parameter is true or false.
-
-    Raises:
-        MethodError: It is not.
-    """
-    value = getattr(method, name)
-    if not isinstance(value, bool):
-        raise MethodError(f"{method.name}: {name} must be true or false, found {value!r}")
-
-
-def bound_int(method: Method, name: str) -> int:
-    """Return an integer parameter that `Method.resolve` has filled in."""
-    value = getattr(method, name)
-    assert isinstance(value, int), f"{name} is filled in by resolve()"
-    return value
-
-
-def default_window(train_length: int) -> int:
-    """Return the published window of 512 tokens, a quarter of T where that is less, at least 1."""
-    return max(1, min(512, train_length // 4))
-
-
-def warn_if_beyond(method: Method, what: str, positions: int, train_length: int) -> None:
-    """Warn where a setting lets distances reach beyond training; the published code runs such settings, so do we.
+def parameter(
+    default: Any, text: str, *, shown: str = "", at_least: float | None = None, at_most: float | None = None
+) -> Any:
+    """Declare a parameter of a method; its type is the field's annotation.
 
     Args:
-        method: The method.
-        what: The parameters that lead there.
-        positions: Positions that they need, in tokens.
-        train_length: T in tokens.
+        default: A value, or a function of T, or of T and the method with its earlier fields filled in, that gives one
+            when the method is bound to a model.
+        text: What the parameter means.
+        shown: The function as a formula of T and earlier parameters, rounded down and at least `at_least`.
+        at_least: Smallest number allowed.
+        at_most: Largest number allowed.
     """
-    if positions > train_length:
-        logger.warning(
-            "%s: %s needs %d positions, but the model was trained on %d", method.name, what, positions, train_length
-        )
+    rule = default if callable(default) else None
+    declaration = Declaration(text, rule, shown or str(default), at_least, at_most)
+    return field(default=None if rule else default, metadata={"parameter": declaration})
+
+
+def declared(method: type[Any] | Any) -> dict[str, Declaration]:
+    """Return a method's parameters by name, in the order of their declaration."""
+    return {one.name: one.metadata["parameter"] for one in fields(method) if "parameter" in one.metadata}
+
+
+def default_of(declaration: Declaration, train_length: int, method: Any) -> Any:
+    """Return what a parameter's rule says for a model.
+
+    Args:
+        declaration: Of a parameter with a rule.
+        train_length: T in tokens.
+        method: The method, its earlier fields filled in.
+    """
+    rule = declaration.rule
+    assert rule is not None
+    count = len(inspect.signature(rule).parameters)
+    return rule(*(train_length, method)[:count])
+
+
+def check_parameters(method: Any) -> None:
+    """Check every field of a method against its annotation and its bounds.
+
+    Fields with a rule may be None: the rule then fills them in.
+
+    Raises:
+        MethodError: A value is of another type, not finite, out of bounds, or none of the allowed names.
+    """
+    types = _types(type(method))
+    for name, declaration in declared(method).items():
+        value = getattr(method, name)
+        if value is None and declaration.rule is not None:
+            continue
+        if not any(_fits(value, kind, declaration) for kind in types[name]):
+            default = "a value from the model" if declaration.rule else declaration.shown
+            raise MethodError(
+                f"{method.name}: {name} must be {allowed(type(method), name)}, found {value!r}; "
+                f"leave it out to use {default}"
+            )
+
+
+def allowed(method: type[Any], name: str) -> str:
+    """Return in words what a parameter may be, such as "an integer of at least 1 or 'auto'"."""
+    declaration = declared(method)[name]
+    words = []
+    for kind in _types(method)[name]:
+        if get_origin(kind) is Literal:
+            words += [repr(name) for name in get_args(kind)]
+            continue
+        bounds = [
+            f"{side} {bound:g}"
+            for side, bound in (("at least", declaration.at_least), ("at most", declaration.at_most))
+            if bound is not None and kind in (int, float)
+        ]
+        words.append(" of ".join([_IN_WORDS[kind], " and ".join(bounds)] if bounds else [_IN_WORDS[kind]]))
+    return " or ".join(words)
+
+
+def _fits(value: object, kind: Any, declaration: Declaration) -> bool:
+    """Tell whether a value is of one of a parameter's types and inside its bounds."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind in (bool, NoneType):
+        return isinstance(value, kind)
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not isfinite(value):
+        return False
+    low, high = declaration.at_least, declaration.at_most
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _types(method: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the types that each field allows, from its annotation."""
+    hints = get_type_hints(method)
+    return {
+        one.name: get_args(hints[one.name]) if get_origin(hints[one.name]) in (Union, UnionType) else (hints[one.name],)
+        for one in fields(method)
+    }
+
+
+def window_rule(train_length: int) -> int:
+    """Return the published window of 512 tokens, a quarter of T where that is less, at least 1."""
+    return max(1, min(512, train_length // 4))

@@ -1,4 +1,4 @@
-"""The methods by name."""
+"""The table of methods, and making one from its name and parameters."""
 
 from dataclasses import fields
 from typing import Any
@@ -10,6 +10,7 @@ from mesa_lm.methods.dynamic_ntk import DynamicNTK
 from mesa_lm.methods.leaky_rerope import LeakyReRoPE
 from mesa_lm.methods.lm_infinite import LMInfinite
 from mesa_lm.methods.mesa import Mesa
+from mesa_lm.methods.mesa_released import MesaReleased
 from mesa_lm.methods.origin import Origin
 from mesa_lm.methods.rerope import ReRoPE
 from mesa_lm.methods.rope_scaling import LinearScaling, NTKScaling, YaRN
@@ -17,9 +18,11 @@ from mesa_lm.methods.self_extend import SelfExtend
 from mesa_lm.methods.stair import StairPE
 from mesa_lm.methods.streaming_llm import StreamingLLM
 
-_METHODS: tuple[type[Method], ...] = (
+# Classes of one name are variants of a method: the first is its default, the others are chosen by `variant`.
+METHODS: tuple[type[Method], ...] = (
     Origin,
     Mesa,
+    MesaReleased,
     StairPE,
     ReRoPE,
     LeakyReRoPE,
@@ -36,7 +39,36 @@ _METHODS: tuple[type[Method], ...] = (
 
 def available_methods() -> dict[str, type[Method]]:
     """Return every method's class by its name."""
-    return {method.name: method for method in _METHODS}
+    found: dict[str, type[Method]] = {}
+    for method in METHODS:
+        found.setdefault(method.name, method)
+    return found
+
+
+def method_class(name: str, variant: object = None) -> type[Method]:
+    """Return the class of a method.
+
+    Args:
+        name: One of `available_methods()`.
+        variant: Of the method; None is its default.
+
+    Raises:
+        MethodError: The name is unknown.
+    """
+    found = [method for method in METHODS if method.name == name]
+    if not found:
+        raise MethodError(unknown_name("method", str(name), available_methods()))
+    return next((method for method in found if variant is not None and default_variant(method) == variant), found[0])
+
+
+def default_variant(method: type[Method]) -> str | None:
+    """Return which variant of its method a class is, None where there are no others."""
+    return next((str(one.default) for one in fields(method) if one.name == "variant"), None)
+
+
+def parameter_names(method: type[Method]) -> list[str]:
+    """Return the names of a method's parameters."""
+    return [one.name for one in fields(method)]
 
 
 def make_method(name: str, **options: Any) -> Method:
@@ -49,11 +81,14 @@ def make_method(name: str, **options: Any) -> Method:
     Raises:
         MethodError: Unknown name or parameter, or a value out of range.
     """
-    known = available_methods()
-    if name not in known:
-        raise MethodError(unknown_name("method", str(name), known))
-    allowed = [field.name for field in fields(known[name])]
-    for option in options:
+    kind = method_class(name, options.get("variant"))
+    allowed = parameter_names(kind)
+    others = {other for method in METHODS if method.name == name for other in parameter_names(method)}
+    for option, value in options.items():
+        if option in others.difference(allowed):
+            raise MethodError(
+                f"{name}: {option} has no meaning in variant {default_variant(kind)!r}, found {value!r}; leave it out"
+            )
         if option not in allowed:
             raise MethodError(unknown_name(f"parameter of method {name!r}", option, allowed))
-    return known[name](**options)
+    return kind(**options)

@@ -30,8 +30,8 @@ from mesa_lm.attention.model_pass import Pass
 from mesa_lm.errors import MethodError, ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
-from mesa_lm.methods.parameters import train_length_of
 from mesa_lm.methods.registry import make_method
+from mesa_lm.methods.train_length import train_length_of
 from mesa_lm.models.attention_forwards import OWN_CALLS
 from mesa_lm.models.families import FAMILIES, check_supported, family_of, layer_windows
 from mesa_lm.models.growing_cache import let_grow
@@ -353,6 +353,6 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
         raise ModelError(f"extrapolate needs a transformers model, found {type(model).__name__}")
     if not isinstance(method, Origin):
         check_supported(base.config, method)
-    handle = Handle(base, method.resolve(base.config))
+    handle = Handle(base, method.bind(base.config))
     handle.attach()
     return handle

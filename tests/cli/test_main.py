@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from typer.main import get_command
 import mesa_lm
 from mesa_lm.cli import main as cli
 from mesa_lm.cli import methods as method_list
+from mesa_lm.methods.parameters import declared, parameter
 
 
 def save(path: Path, values: dict[int, float], *, method: str = "mesa", date: float = 1.0) -> Path:
@@ -79,8 +80,9 @@ def test_methods_as_json_name_every_method_and_parameter() -> None:
     for name, method in mesa_lm.available_methods().items():
         assert listed[name]["purpose"].endswith(".")
         assert listed[name]["source"]
-        assert {key: about["default"] for key, about in listed[name]["parameters"].items()} == {
-            parameter.name: parameter.default for parameter in fields(method)
+        assert {key: (about["default"], about["rule"]) for key, about in listed[name]["parameters"].items()} == {
+            key: (getattr(method(), key), declaration.shown if declaration.rule else None)
+            for key, declaration in declared(method).items()
         }
         assert all(about["help"] and about["type"] for about in listed[name]["parameters"].values())
 
@@ -109,12 +111,12 @@ def test_description_of_a_method() -> None:
         More text.
         """
 
-        window: "int | None" = field(default=None, metadata={"help": "how near, in tokens"})
+        window: "int" = parameter(lambda T: T, "how near, in tokens", shown="T")  # noqa: RUF009
 
     assert method_list._describe(Near) == {
         "purpose": "Look at near keys [only].",
         "source": "Author 2024, A title, section 3, equation 5.",
-        "parameters": {"window": {"type": "int | None", "default": None, "help": "how near, in tokens"}},
+        "parameters": {"window": {"type": "int", "default": None, "rule": "T", "help": "how near, in tokens"}},
     }
 
 

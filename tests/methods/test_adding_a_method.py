@@ -1,41 +1,54 @@
-"""The example of docs/adding_a_method.md, as it stands there, is a working method."""
+"""docs/adding_a_method.md, followed word for word in a copy of the repository, ends green."""
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import oracles
 import pytest
-import torch
-from conftest import tiny_model
-from helpers import decode, random_ids
 
-import mesa_lm
-
-PAGE = (Path(__file__).parents[2] / "docs" / "adding_a_method.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "adding_a_method.md").read_text()
+CREATE = re.compile(r"^Create `([^`]+)`:\n\n```\w+\n(.*?)```", re.DOTALL | re.MULTILINE)
+INSERT = re.compile(r"In `([^`]+)`, insert above `([^`]+)`[^`]*?:\n\n```\w+\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"^    python -m (.+)$", re.MULTILINE)
 
 
-@pytest.fixture
-def sliding_window(monkeypatch):
-    module = ModuleType("sliding_window")
-    monkeypatch.setitem(sys.modules, "sliding_window", module)  # dataclasses look their module up
-    exec(next(block for block in BLOCKS if "class SlidingWindow" in block), module.__dict__)
-    return module.SlidingWindow
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the repository in which the page was followed, its commands aside."""
+    folder = tmp_path_factory.mktemp("clone") / "mesa-lm"
+    ignored = shutil.ignore_patterns(".*", "results", "dist", "__pycache__", "wandb")
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
+    for path, text in CREATE.findall(PAGE):
+        assert not (folder / path).exists()
+        (folder / path).write_text(text)
+    for path, line, text in INSERT.findall(PAGE):
+        content = (folder / path).read_text()
+        assert content.count(f"\n{line}") == 1, f"{path} has no single place above {line!r}"
+        (folder / path).write_text(content.replace(f"\n{line}", f"\n{text}{line}"))
+    return folder
 
 
-def test_the_page_adds_a_method_in_about_30_lines(sliding_window):
-    block = next(block for block in BLOCKS if "class SlidingWindow" in block)
-    code = [line for line in block.splitlines() if line and not line.strip().startswith(('"""', "Source:"))]
-    assert len(code) <= 35
+def test_the_page_adds_a_method_in_about_30_lines():
+    ((path, text),) = CREATE.findall(PAGE)
+    code = [line for line in text.splitlines() if line and not line.strip().startswith(('"""', "Source:"))]
+    assert path == "mesa_lm/methods/sliding_window.py"
+    assert len(code) <= 30
 
 
-def test_the_method_of_the_page_equals_its_oracle(sliding_window):
-    scope = dict(vars(oracles))
-    exec(next(block for block in BLOCKS if "def sliding_window_pairs" in block), scope)
-    model, ids = tiny_model(), random_ids(97)
-    with torch.no_grad(), mesa_lm.extrapolate(model, sliding_window(window=13)):
-        logits = decode(model, ids, 89)
-    expected = oracles.dense_logits(model, ids, scope["sliding_window_pairs"](89, 97, w=13))
-    torch.testing.assert_close(logits.double(), expected, atol=3e-4, rtol=0)
+def test_one_file_and_one_row_of_the_package_are_touched():
+    touched = {path for path, *_ in [*CREATE.findall(PAGE), *INSERT.findall(PAGE)] if path.startswith("mesa_lm")}
+    assert touched == {"mesa_lm/methods/sliding_window.py", "mesa_lm/methods/registry.py"}
+
+
+def test_following_the_page_ends_green(copy):
+    commands = COMMAND.findall(PAGE)
+    assert len(commands) == 3
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()], cwd=copy, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "sliding_window" in (copy / "docs" / "families.md").read_text()

@@ -7,98 +7,18 @@ from conftest import FAMILIES, tiny_model
 from helpers import decode, pad, random_ids, together_and_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_cases import CASES, Setting
 
 import mesa_lm
 
-T = 41
-HEAD_DIM = 6
 # float32 passes against a float64 oracle; logits are of the order of 10.
 TOLERANCE = 3e-4
-
-booleans, windows = st.booleans(), st.integers(1, 45)
-METHODS = {
-    "rerope": st.fixed_dictionaries({"window": windows, "log_n": booleans}),
-    "leaky_rerope": st.fixed_dictionaries(
-        {"window": st.integers(1, 40), "scaling_factor": st.none() | st.floats(1, 20), "log_n": booleans}
-    ),
-    "stair": st.fixed_dictionaries(
-        {"extrapolated_position": st.integers(0, 45), "extrapolated_width": st.integers(1, 60), "log_n": booleans}
-    ),
-    "self_extend": st.fixed_dictionaries(
-        {
-            "group_size": st.integers(1, 12),
-            "neighbor_window": windows,
-            "offset": st.sampled_from(("exact", "floor")),
-            "log_n": booleans,
-        }
-    ),
-    "lm_infinite": st.fixed_dictionaries(
-        {"n_global": st.integers(0, 20), "n_local": windows, "distance_limit": st.none() | st.integers(0, 150)}
-    ),
-    "streaming_llm": st.fixed_dictionaries({"start_size": st.integers(0, 9), "recent_size": st.integers(0, 45)}),
-    "dual_chunk": st.fixed_dictionaries(
-        {"chunk_size": st.integers(11, 45), "local_window": st.integers(1, 10), "mscale": booleans}
-    ),
-    "linear": st.fixed_dictionaries({"factor": st.floats(1, 9)}),
-    "ntk": st.fixed_dictionaries({"factor": st.floats(1, 9)}),
-    "dynamic_ntk": st.fixed_dictionaries(
-        {"factor": st.floats(1, 9), "cached_keys": st.sampled_from(("current", "stale"))}
-    ),
-    "yarn": st.fixed_dictionaries(
-        {
-            "factor": st.floats(1, 9),
-            "beta_fast": st.floats(2, 40),
-            "beta_slow": st.floats(0.1, 2),
-            "attention_factor": st.none() | st.floats(0.5, 2),
-            "truncate": booleans,
-        }
-    ),
-}
-DRAWN = st.sampled_from(sorted(METHODS)).flatmap(lambda name: st.tuples(st.just(name), METHODS[name]))
+MODEL = Setting(T=41, head_dim=6, base=10000.0)
+DRAWN = st.sampled_from(sorted(set(CASES) - {"mesa"})).flatmap(
+    lambda name: st.tuples(st.just(name), st.fixed_dictionaries(CASES[name].drawn))
+)
 # Lengths that matter to nothing in particular, and to all: beyond every window.
 DEFAULTS = sorted(set(mesa_lm.available_methods()) - {"origin", "mesa"})
-
-
-def pairs(name, options, prompt, total):
-    rope = {"head_dim": HEAD_DIM, "base": 10000.0}
-    logn = options.get("log_n", False)
-    match name:
-        case "rerope":
-            return oracles.rerope_pairs(prompt, total, T=T, w=options["window"], logn=logn)
-        case "leaky_rerope":
-            k = options["scaling_factor"]
-            return oracles.leaky_pairs(prompt, total, T=T, w=options["window"], k=k, logn=logn)
-        case "stair":
-            near, width = options["extrapolated_position"], options["extrapolated_width"]
-            return oracles.stair_pairs(prompt, total, T=T, N=near, E=width, logn=logn)
-        case "self_extend":
-            exact = options["offset"] == "exact"
-            group, window = options["group_size"], options["neighbor_window"]
-            return oracles.self_extend_pairs(prompt, total, T=T, G=group, w=window, exact=exact, logn=logn)
-        case "lm_infinite":
-            limit = options["n_local"] if options["distance_limit"] is None else options["distance_limit"]
-            return oracles.lm_infinite_pairs(prompt, total, L=options["n_local"], G=options["n_global"], D=limit)
-        case "streaming_llm":
-            return oracles.streaming_pairs(prompt, total, S=options["start_size"], R=options["recent_size"])
-        case "dual_chunk":
-            chunk, window = options["chunk_size"], options["local_window"]
-            return oracles.dual_chunk_pairs(prompt, total, T=T, C=chunk, w=window, mscale=options["mscale"])
-        case "linear":
-            return oracles.scaled_rope_pairs(
-                prompt, total, **rope, stretch=lambda length: 1.0, divide=options["factor"]
-            )
-        case "ntk":
-            return oracles.scaled_rope_pairs(prompt, total, **rope, stretch=lambda length: options["factor"])
-        case "dynamic_ntk":
-            factor = options["factor"]
-            scaled = oracles.scaled_rope_pairs(
-                prompt, total, **rope, stretch=lambda length: max(1.0, factor * length / T - (factor - 1))
-            )
-            return scaled._replace(own_keys=options["cached_keys"] == "stale")
-        case "yarn":
-            named = {"fast": options["beta_fast"], "slow": options["beta_slow"]}
-            same = {name: options[name] for name in ("factor", "attention_factor", "truncate")}
-            return oracles.yarn_pairs(prompt, total, **rope, T=T, **named, **same)
 
 
 @settings(max_examples=120)
@@ -107,9 +27,10 @@ def test_prefill_and_decode_equal_the_oracle(drawn, prompt, new, kv_heads):
     name, options = drawn
     model = tiny_model(kv_heads=kv_heads)
     ids = random_ids(prompt + new)
-    with torch.no_grad(), mesa_lm.extrapolate(model, name, **options):
+    with torch.no_grad(), mesa_lm.extrapolate(model, name, **options) as handle:
         logits = decode(model, ids, prompt)
-    expected = oracles.dense_logits(model, ids, pairs(name, options, prompt, prompt + new))
+    pairs = CASES[name].pairs(handle.method, prompt, prompt + new, MODEL)
+    expected = oracles.dense_logits(model, ids, pairs)
     torch.testing.assert_close(logits.double(), expected, atol=TOLERANCE, rtol=0)
 
 
@@ -131,7 +52,7 @@ def test_a_row_does_not_depend_on_its_batch(drawn, lengths, side, new):
 
 @settings(max_examples=40)
 @given(
-    drawn=DRAWN.filter(lambda drawn: drawn[0] not in ("dual_chunk", "lm_infinite", "dynamic_ntk", "leaky_rerope")),
+    drawn=DRAWN.filter(lambda drawn: not CASES[drawn[0]].sees_ahead),
     pieces=st.lists(st.integers(1, 40), min_size=2, max_size=4),
 )
 def test_a_prompt_may_come_in_pieces(drawn, pieces):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from oracles import chunks, stair
 
 import mesa_lm
-from mesa_lm.methods.geometry import Stair
+from mesa_lm.methods.weaves import Placement, Stair
 
 
 class Config:
@@ -18,15 +18,15 @@ class Config:
 
 def test_the_papers_example():
     """N = 4, E = 2, query 9: the formula rounds up; the example beside it, like the released code, rounds down."""
-    woven = Stair(last=9, near=4, width=2, ceil=True)
+    woven = Placement(last=9, weave=Stair(near=4, width=2))
     assert (9 - woven.position(torch.arange(10))).tolist() == [7, 6, 6, 5, 5, 4, 3, 2, 1, 0]
-    released = Stair(last=9, near=4, width=2, ceil=False)
+    released = Placement(last=9, weave=Stair(near=4, width=2, ceil=False))
     assert (9 - released.position(torch.arange(10))).tolist() == [6, 6, 5, 5, 4, 4, 3, 2, 1, 0]
 
 
 @given(last=st.integers(0, 400), near=st.integers(0, 50), width=st.integers(1, 60))
 def test_stair_follows_its_definition(last, near, width):
-    positions = Stair(last=last, near=near, width=width, ceil=True).position(torch.arange(last + 5))
+    positions = Placement(last=last, weave=Stair(near=near, width=width)).position(torch.arange(last + 5))
     for j, position in enumerate(positions.tolist()):
         assert position == (j if j > last else last - stair(last - j, near, width))
     assert bool((positions.diff() >= 0).all())
@@ -38,10 +38,10 @@ def test_stair_follows_its_definition(last, near, width):
     width=st.none() | st.integers(1, 600),
 )
 def test_layout_covers_the_prompt(prompt, length, width):
-    method = mesa_lm.Mesa().resolve(Config(length))
+    method = mesa_lm.Mesa().bind(Config(length))
     if width is not None:
         width = min(width, length - method.first_chunk)
-        method = mesa_lm.Mesa(chunk_width=width).resolve(Config(length))
+        method = mesa_lm.Mesa(chunk_width=width).bind(Config(length))
     layout = method.layout(prompt)
     if prompt <= length:
         assert layout is None
@@ -67,22 +67,22 @@ def test_layout_covers_the_prompt(prompt, length, width):
 @example(prompt=125_053, length=512)
 @example(prompt=2_100_000, length=2048)
 def test_auto_width_keeps_positions_inside_the_training_length(prompt, length):
-    method = mesa_lm.Mesa().resolve(Config(length))
+    method = mesa_lm.Mesa().bind(Config(length))
     last = prompt - method.layout(prompt).last_start
     woven = method.next_weave(prompt, last, prompt, None)
     farthest = prompt - 1 + method.reweave_every - int(woven.position(torch.tensor(0)))
     assert farthest <= length - 1
-    if woven.width > 50:
-        narrower = Stair(last=woven.last, near=woven.near, width=woven.width - 1, ceil=True)
+    if woven.weave.width > 50:
+        narrower = Placement(last=woven.last, weave=Stair(near=woven.near, width=woven.weave.width - 1))
         assert prompt - 1 + method.reweave_every - int(narrower.position(torch.tensor(0))) > length - 1
 
 
 def test_published_constants_from_2048_on():
     for length in (2048, 4096, 131072):
-        method = mesa_lm.Mesa().resolve(Config(length))
+        method = mesa_lm.Mesa().bind(Config(length))
         assert (method.first_chunk, method.last_chunk, method.split_margin) == (100, 512, 200)
         assert (method.extrapolated_position, method.reweave_every, method.extrapolated_width) == (512, 512, "auto")
-    assert mesa_lm.Mesa().resolve(Config(2048)).next_weave(16384, 600, 16384, None).width == 50
-    small = mesa_lm.Mesa().resolve(Config(512))
+    assert mesa_lm.Mesa().bind(Config(2048)).next_weave(16384, 600, 16384, None).weave.width == 50
+    small = mesa_lm.Mesa().bind(Config(512))
     assert (small.first_chunk, small.last_chunk, small.split_margin) == (25, 128, 51)
     assert (small.extrapolated_position, small.reweave_every) == (204, 128)

@@ -6,7 +6,8 @@ from conftest import FAMILIES, tiny_model
 from helpers import decode, pad, random_ids, together_and_alone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracles import dense_logits, mesa_pairs
+from method_cases import CASES, Setting
+from oracles import dense_logits
 
 import mesa_lm
 from mesa_lm.attention.cache import WovenCache
@@ -18,22 +19,7 @@ TOLERANCE = 2e-4
 
 def oracle(model, ids, prompt, method):
     """The dense answer for a prompt and the tokens decoded after it."""
-    bound = method.resolve(model.config)
-    pairs = mesa_pairs(
-        prompt,
-        len(ids),
-        T=bound.train_length,
-        F=bound.first_chunk,
-        L=bound.last_chunk,
-        M_max=bound.split_margin,
-        N=bound.extrapolated_position,
-        R=bound.reweave_every,
-        C=bound.chunk_width,
-        E=None if bound.extrapolated_width == "auto" else bound.extrapolated_width,
-        log_n=bound.log_n,
-        reserve=bound.reserve,
-        weave=bound.weave,
-    )
+    pairs = CASES["mesa"].pairs(method.bind(model.config), prompt, len(ids), Setting(T, head_dim=6, base=10000.0))
     return dense_logits(model, ids, pairs)
 
 
@@ -194,7 +180,7 @@ def test_loss_is_that_of_the_logits(llama):
 def test_a_long_continuation_is_appended_in_pieces(llama):
     """Feeding 60 tokens at once equals feeding them by pieces of the shortest last chunk."""
     ids = random_ids(160)[None]
-    piece = mesa_lm.Mesa().resolve(llama.config).last_chunk
+    piece = mesa_lm.Mesa().bind(llama.config).last_chunk
     with torch.no_grad(), mesa_lm.extrapolate(llama, "mesa"):
         output = llama(ids[:, :100], use_cache=True)
         at_once = llama(ids[:, 100:], past_key_values=output.past_key_values).logits

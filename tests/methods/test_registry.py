@@ -1,12 +1,15 @@
 """Parameters: defaults, ranges, and the messages for wrong ones."""
 
 import dataclasses
-from pathlib import Path
+import math
+import re
 
 import pytest
 
 import mesa_lm
 from mesa_lm.errors import MethodError
+from mesa_lm.methods.parameters import declared
+from mesa_lm.methods.registry import METHODS
 
 
 class Config:
@@ -18,14 +21,13 @@ class Config:
 
 
 def test_every_method_describes_itself():
-    for name, method in mesa_lm.available_methods().items():
-        assert method.name == name
+    for method in METHODS:
         assert method.__doc__ and "Source:" in method.__doc__
         assert dataclasses.is_dataclass(method)
         for field in dataclasses.fields(method):
-            assert field.metadata["help"]
-        bound = method().resolve(Config())
-        assert bound.resolve(Config()) == bound
+            assert field.metadata["parameter"].text
+        bound = method().bind(Config())
+        assert bound.bind(Config()) == bound
 
 
 @pytest.mark.parametrize(
@@ -35,9 +37,9 @@ def test_every_method_describes_itself():
         ({"first_chunk": 0}, "first_chunk must be an integer of at least 1, found 0"),
         ({"first_chunk": "many"}, "first_chunk must be an integer of at least 1, found 'many'"),
         ({"last_chunk": 2.5}, "last_chunk must be an integer of at least 1, found 2.5"),
-        ({"chunk_width": True}, "chunk_width must be an integer of at least 1, found True"),
+        ({"chunk_width": True}, "chunk_width must be an integer of at least 1 or none, found True"),
         ({"reserve": -1}, "reserve must be an integer of at least 0, found -1"),
-        ({"extrapolated_width": "wide"}, "extrapolated_width must be an integer of at least 1, found 'wide'"),
+        ({"extrapolated_width": "wide"}, "extrapolated_width must be an integer of at least 1 or 'auto', found 'wide'"),
         ({"log_n": 1}, "log_n must be true or false, found 1"),
         ({"variant": "fast"}, "variant must be 'paper' or 'released', found 'fast'"),
         ({"first_chunk_cache": 5}, "first_chunk_cache has no meaning in variant 'paper'"),
@@ -62,33 +64,35 @@ def test_wrong_parameters_are_named(options, message):
 )
 def test_parameters_that_do_not_fit_the_model_are_named(options, message):
     with pytest.raises(MethodError, match=message):
-        mesa_lm.make_method("mesa", **options).resolve(Config())
+        mesa_lm.make_method("mesa", **options).bind(Config())
 
 
 def test_training_length_of_a_model():
-    assert mesa_lm.Mesa().resolve(Config(4096)).train_length == 4096
+    assert mesa_lm.Mesa().bind(Config(4096)).train_length == 4096
     stretched = Config(131072, rope_parameters={"original_max_position_embeddings": 8192})
-    assert mesa_lm.Mesa().resolve(stretched).train_length == 8192
-    assert mesa_lm.Mesa().resolve(Config(131072, original_max_position_embeddings=4096)).train_length == 4096
-    assert mesa_lm.Mesa(train_length=1000).resolve(Config(4096)).train_length == 1000
+    assert mesa_lm.Mesa().bind(stretched).train_length == 8192
+    assert mesa_lm.Mesa().bind(Config(131072, original_max_position_embeddings=4096)).train_length == 4096
+    assert mesa_lm.Mesa(train_length=1000).bind(Config(4096)).train_length == 1000
     with pytest.raises(MethodError, match="names none of .*max_position_embeddings, .*; give train_length="):
-        mesa_lm.Mesa().resolve(Config(None))
+        mesa_lm.Mesa().bind(Config(None))
 
 
 def test_the_released_variant_refuses_chunks_beyond_the_training_length():
-    method = mesa_lm.Mesa(variant="released", chunk_width=500).resolve(Config())
+    method = mesa_lm.Mesa(variant="released", chunk_width=500).bind(Config())
     assert method.layout(400) is None
     with pytest.raises(MethodError, match="at most train_length=512 for a prompt of 1200"):
         method.layout(1200)
 
 
-@pytest.mark.parametrize("name", sorted(set(mesa_lm.available_methods()) - {"origin"}))
-def test_the_documentation_lists_every_parameter(name):
-    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
-    rows = [
-        f"| `{f.name}` | {f.default} | {f.metadata['help']} |"
-        for f in dataclasses.fields(mesa_lm.available_methods()[name])
-    ]
-    if name in ("linear", "ntk"):  # one table for both
-        rows = ["| `factor` | 8.0 | `linear`: by which positions are divided; `ntk`: by which the lowest frequency"]
-    assert "\n".join(rows) in text, "\n".join(rows)
+def test_defaults_in_words_are_those_of_the_rules():
+    """Formulas of T and earlier parameters, rounded down, and at least what is allowed."""
+    for method in METHODS:
+        for length in (7, 41, 512, 2048, 4096, 131072):
+            bound = method().bind(Config(length))
+            values = {"min": min, "T": length, **bound.options()}
+            for name, declaration in declared(bound).items():
+                if declaration.rule is None or (name == "max_gen_len" and bound.evict == "every_token"):
+                    continue
+                formula = re.sub(r"(\d)T", r"\1*T", declaration.shown)
+                expected = max(math.floor(eval(formula, values)), int(declaration.at_least))
+                assert getattr(bound, name) == expected, (method, name, length)

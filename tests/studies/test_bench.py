@@ -132,7 +132,7 @@ def test_bytes_of_the_cache_count_tokens_only(name, llama):
 
 
 def test_the_floor_has_the_work_of_the_layout(llama):
-    method = mesa_lm.Mesa(first_chunk=3, chunk_width=31, last_chunk=13).resolve(llama.config)
+    method = mesa_lm.Mesa(first_chunk=3, chunk_width=31, last_chunk=13).bind(llama.config)
     floor = measure_floor(llama, method, batch=2, length=97)
     weights = sum(layer.weight.numel() for layer in llama.model.modules() if isinstance(layer, torch.nn.Linear))
     assert floor.linear_macs == 2 * 97 * weights

@@ -14,7 +14,7 @@ from typing import Any
 from lm_eval.loggers.utils import get_git_commit_hash
 
 from mesa_lm import __version__
-from mesa_lm.methods.parameters import train_length_of
+from mesa_lm.methods.train_length import train_length_of
 from mesa_lm.reporting.results import length_label
 from mesa_lm.studies.bench.memory import GIB
 from mesa_lm.studies.bench.models import load_config

@@ -116,7 +116,7 @@ def run(plan: Plan, progress: Callable[[str], None]) -> list[Cell]:
     for method, _ in named:
         if method is not None and not isinstance(method, Origin):
             check_supported(config, method)
-    methods = [(None if method is None else method.resolve(config), options) for method, options in named]
+    methods = [(None if method is None else method.bind(config), options) for method, options in named]
     _check_device(plan)
     torch.set_num_threads(plan.threads)
     cells: list[Cell] = []

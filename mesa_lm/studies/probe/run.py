@@ -9,8 +9,8 @@ from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.model_args import checked_source, one_line_errors
 from mesa_lm.harness.tokenizing import load_tokenizer
-from mesa_lm.methods.parameters import train_length_of
 from mesa_lm.methods.registry import available_methods, make_method
+from mesa_lm.methods.train_length import train_length_of
 from mesa_lm.reporting.results import DEMO_NAME
 from mesa_lm.studies.probe.measure import lengths_up_to, passkey_curves, saved_passkey_curves, tail_curves
 from mesa_lm.studies.probe.predict import find_jumps

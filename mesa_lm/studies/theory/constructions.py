@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mesa_lm.methods.geometry import Stair
+from mesa_lm.methods.weaves import Placement, Stair
 from mesa_lm.studies.theory.stack import DistanceMap, Layer, Stack
 
 # Tokens: the start token, and one id for all others, since no construction tells them apart.
@@ -109,8 +109,12 @@ def stair(near: int, width: int) -> DistanceMap:
         near: N in tokens.
         width: E, tokens per step.
     """
-    stairs = Stair(last=0, near=near, width=width, ceil=True)
-    return lambda distance: -stairs.position(-distance)
+
+    def woven(distance: Tensor) -> Tensor:
+        last = int(distance.max())
+        return last - Placement(last=last, weave=Stair(near=near, width=width)).position(last - distance)
+
+    return woven
 
 
 def start_weight(position: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""What tests know of each method: parameters to draw, and its oracle. A new method needs a line in `CASES`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import oracles
+from hypothesis import strategies as st
+from oracles import Pairs
+
+booleans, windows = st.booleans(), st.integers(1, 45)
+
+
+class Setting(NamedTuple):
+    """What an oracle has to know of a model.
+
+    Attributes:
+        T: Its training length in tokens.
+        head_dim: Components of a head that are rotated.
+        base: Of its rotary frequencies.
+    """
+
+    T: int
+    head_dim: int
+    base: float
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        return {"head_dim": self.head_dim, "base": self.base}
+
+
+class Case(NamedTuple):
+    """A method under test.
+
+    Attributes:
+        drawn: Parameters to draw, for a training length of 41 tokens.
+        pairs: The oracle: from the bound method, prompt and total length and the model's setting to what is seen where.
+        short: Parameters under which inputs of some dozen tokens are changed, for every model family.
+        sees_ahead: Whether what a token is given depends on how many follow it.
+    """
+
+    drawn: dict[str, st.SearchStrategy[Any]]
+    pairs: Callable[[Any, int, int, Setting], Pairs]
+    short: dict[str, Any]
+    sees_ahead: bool = False
+
+
+def _given(width: Any) -> Any:
+    return None if width == "auto" else width
+
+
+CASES: dict[str, Case] = {
+    "mesa": Case(
+        {},  # parameters that fit one another are drawn in test_mesa.py
+        lambda m, prompt, total, model: oracles.mesa_pairs(
+            prompt,
+            total,
+            T=model.T,
+            F=m.first_chunk,
+            L=m.last_chunk,
+            M_max=m.split_margin,
+            N=m.extrapolated_position,
+            R=m.reweave_every,
+            C=m.chunk_width,
+            E=_given(m.extrapolated_width),
+            log_n=m.log_n,
+            reserve=m.reserve,
+            weave=m.weave,
+        ),
+        {},
+        sees_ahead=True,
+    ),
+    "stair": Case(
+        {"extrapolated_position": st.integers(0, 45), "extrapolated_width": st.integers(1, 60), "log_n": booleans},
+        lambda m, prompt, total, model: oracles.stair_pairs(
+            prompt, total, T=model.T, N=m.extrapolated_position, E=m.extrapolated_width, logn=m.log_n
+        ),
+        {"extrapolated_position": 5, "extrapolated_width": 7},
+    ),
+    "rerope": Case(
+        {"window": windows, "log_n": booleans},
+        lambda m, prompt, total, model: oracles.rerope_pairs(prompt, total, T=model.T, w=m.window, logn=m.log_n),
+        {"window": 5},
+    ),
+    "leaky_rerope": Case(
+        {"window": st.integers(1, 40), "scaling_factor": st.none() | st.floats(1, 20), "log_n": booleans},
+        lambda m, prompt, total, model: oracles.leaky_pairs(
+            prompt, total, T=model.T, w=m.window, k=m.scaling_factor, logn=m.log_n
+        ),
+        {"window": 5, "scaling_factor": 3.0},
+        sees_ahead=True,
+    ),
+    "self_extend": Case(
+        {
+            "group_size": st.integers(1, 12),
+            "neighbor_window": windows,
+            "offset": st.sampled_from(("exact", "floor")),
+            "log_n": booleans,
+        },
+        lambda m, prompt, total, model: oracles.self_extend_pairs(
+            prompt,
+            total,
+            T=model.T,
+            G=m.group_size,
+            w=m.neighbor_window,
+            exact=m.offset == "exact",
+            logn=m.log_n,
+        ),
+        {"group_size": 5, "neighbor_window": 7},
+    ),
+    "lm_infinite": Case(
+        {"n_global": st.integers(0, 20), "n_local": windows, "distance_limit": st.none() | st.integers(0, 150)},
+        lambda m, prompt, total, model: oracles.lm_infinite_pairs(
+            prompt, total, L=m.n_local, G=m.n_global, D=m.distance_limit
+        ),
+        {"n_global": 3, "n_local": 11},
+        sees_ahead=True,
+    ),
+    "streaming_llm": Case(
+        {"start_size": st.integers(0, 9), "recent_size": st.integers(0, 45)},
+        lambda m, prompt, total, model: oracles.streaming_pairs(prompt, total, S=m.start_size, R=m.recent_size),
+        {"start_size": 2, "recent_size": 11},
+    ),
+    "dual_chunk": Case(
+        {"chunk_size": st.integers(11, 45), "local_window": st.integers(1, 10), "mscale": booleans},
+        lambda m, prompt, total, model: oracles.dual_chunk_pairs(
+            prompt, total, T=model.T, C=m.chunk_size, w=m.local_window, mscale=m.mscale
+        ),
+        {"chunk_size": 17, "local_window": 5},
+        sees_ahead=True,
+    ),
+    "dynamic_ntk": Case(
+        {"factor": st.floats(1, 9), "cached_keys": st.sampled_from(("current", "stale"))},
+        lambda m, prompt, total, model: oracles.scaled_rope_pairs(
+            prompt,
+            total,
+            **model.rope,
+            stretch=lambda length: max(1.0, m.factor * length / model.T - (m.factor - 1)),
+        )._replace(own_keys=m.cached_keys == "stale"),
+        {"factor": 2.0},
+        sees_ahead=True,
+    ),
+    "ntk": Case(
+        {"factor": st.floats(1, 9)},
+        lambda m, prompt, total, model: oracles.scaled_rope_pairs(
+            prompt, total, **model.rope, stretch=lambda length: m.factor
+        ),
+        {"factor": 3.0},
+    ),
+    "linear": Case(
+        {"factor": st.floats(1, 9)},
+        lambda m, prompt, total, model: oracles.scaled_rope_pairs(
+            prompt, total, **model.rope, stretch=lambda length: 1.0, divide=m.factor
+        ),
+        {"factor": 3.0},
+    ),
+    "yarn": Case(
+        {
+            "factor": st.floats(1, 9),
+            "beta_fast": st.floats(2, 40),
+            "beta_slow": st.floats(0.1, 2),
+            "attention_factor": st.none() | st.floats(0.5, 2),
+            "truncate": booleans,
+        },
+        lambda m, prompt, total, model: oracles.yarn_pairs(
+            prompt,
+            total,
+            **model.rope,
+            T=model.T,
+            factor=m.factor,
+            fast=m.beta_fast,
+            slow=m.beta_slow,
+            attention_factor=m.attention_factor,
+            truncate=m.truncate,
+        ),
+        {"factor": 3.0},
+    ),
+}
