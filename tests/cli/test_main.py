@@ -139,7 +139,7 @@ def test_help_names_every_command_with_its_purpose() -> None:
 def test_every_command_explains_itself_and_each_option(name: str) -> None:
     shown = " ".join(run(name, "--help").stdout.split())
     assert COMMANDS[name].help.splitlines()[0] in shown
-    for parameter in COMMANDS[name].params:
-        if parameter.name != "help":
-            assert parameter.help, parameter.name
-            assert all(option in shown for option in parameter.opts if option.startswith("-")), parameter.name
+    for option in COMMANDS[name].params:
+        if option.name != "help":
+            assert option.help, option.name
+            assert all(option in shown for option in option.opts if option.startswith("-")), option.name
