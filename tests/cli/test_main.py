@@ -142,4 +142,4 @@ def test_every_command_explains_itself_and_each_option(name: str) -> None:
     for option in COMMANDS[name].params:
         if option.name != "help":
             assert option.help, option.name
-            assert all(option in shown for option in option.opts if option.startswith("-")), option.name
+            assert all(name in shown for name in option.opts if name.startswith("-")), option.name
