@@ -139,7 +139,7 @@ def test_a_full_disk_loses_nothing_and_stops_the_sweep(sweep, local_ray, small_d
     assert len(again.results) == 2 and json.loads((sweep.out / "summary.json").read_text())["done"] == len(shards)
 
 
-def test_a_worker_that_ray_ends_for_want_of_memory_is_out_of_memory_in_the_end(sweep, monkeypatch):
+def test_a_worker_that_ray_ends_because_memory_is_short_is_out_of_memory_in_the_end(sweep, monkeypatch):
     used = psutil.virtual_memory().percent / 100
     room = 1.5 * 2**30 / psutil.virtual_memory().total
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + room:.4f}")
