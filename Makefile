@@ -1,6 +1,7 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: run test check lint types doc-tables demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval bench-gpu wheel hook-cost
+.PHONY: help run test check lint types doc-tables demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval bench-gpu \
+	wheel hook-cost
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -8,32 +9,34 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-run: .venv/installed
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: .venv/installed ## evaluate the demo model, as the README shows
 	$(BIN)/lm_eval --model mesa-hf --tasks passkey_long
 
-test: .venv/installed-test
+test: .venv/installed-test ## run the fast tests
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
 
-check: lint types test
+check: lint types test ## all that a change must pass
 
-lint: .venv/installed-dev
+lint: .venv/installed-dev ## style of the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed-dev
+types: .venv/installed-dev ## strict types
 	$(BIN)/mypy
 
-# The tables of docs/ that follow from declarations.
-doc-tables: .venv/installed
+doc-tables: .venv/installed ## tables of docs/ that follow from declarations
 	$(BIN)/python -m mesa_lm.pipelines.development.doc_tables docs
 
-demo-model: .venv/installed
+demo-model: .venv/installed ## train the demo model again, about an hour
 	$(BIN)/python -m mesa_lm.pipelines.development.train_demo_model mesa_lm/demo/model
 
 # Every method, and Mesa with every weave, on the demo model: the tables of docs/comparison.md.
-COMPARED := $$($(BIN)/python -c 'import mesa_lm; print(*mesa_lm.methods())') \
+COMPARED := $$($(BIN)/python -c 'import mesa_lm; print(*mesa_lm.available_methods())') \
 	mesa,weave=rerope mesa,weave=leaky_rerope mesa,weave=self_extend
-comparison: .venv/installed
+comparison: .venv/installed ## tables and figures of docs/comparison.md
 	for method in $(COMPARED); do \
 		$(BIN)/lm_eval --model mesa-hf --model_args method=$$method --tasks passkey_long \
 			--metadata '{"num_samples": 100}' --log_samples --output_path results/comparison || exit; \
@@ -44,36 +47,36 @@ comparison: .venv/installed
 	$(BIN)/mesa-lm plot results/comparison --task long_ppl --metric nll --out docs/figures/comparison_nll.png
 	$(BIN)/mesa-lm leaderboard results/comparison
 
-# The tables of docs/performance.md: on an idle machine with two cores about two hours, most of it plain attention at 64k.
+# Most of the two hours is plain attention at 64k.
 BENCH := $(BIN)/mesa-lm bench --out results/bench
-bench: bench-mesa bench-methods bench-sharing bench-lm-eval
+bench: bench-mesa bench-methods bench-sharing bench-lm-eval ## tables of docs/performance.md, about two hours on an idle machine
 
-bench-mesa: .venv/installed
+bench-mesa: .venv/installed ## Mesa beside transformers alone
 	$(BENCH)/mesa --method stock --method origin --method mesa --lengths 1k,2k,4k,16k,64k --repeats 3
 
-bench-methods: .venv/installed
+bench-methods: .venv/installed ## every method
 	$(BENCH)/methods --method all --lengths 8k,16k,32k --repeats 3 --warm-up 0
 
-bench-sharing: .venv/installed
+bench-sharing: .venv/installed ## what requests share
 	$(BIN)/python -m mesa_lm.pipelines.development.chunk_sharing
 
-bench-lm-eval: .venv/installed
+bench-lm-eval: .venv/installed ## shares of time of an lm_eval run
 	for task in passkey_long long_ppl; do \
 		$(BIN)/python -m mesa_lm.pipelines.development.time_shares --model mesa-hf --tasks $$task || exit; \
 	done
 
-# Needs a GPU with 80 GB or more; lengths that run out of memory are results.
-bench-gpu: .venv/installed
+# Lengths that run out of memory are results.
+bench-gpu: .venv/installed ## 7B and 8B shapes on a GPU with 80 GB or more
 	for shape in llama-2-7b llama-3-8b; do \
 		$(BENCH)/$$shape --shape $$shape --dtypes bfloat16 --device cuda --method stock --method origin --method mesa \
 			--lengths 4k,8k,16k,32k,64k,128k,256k,512k --repeats 3 || exit; \
 	done
 
-wheel: .venv/pyvenv.cfg
+wheel: .venv/pyvenv.cfg ## build dist/*.whl
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
-# What the start-up hook adds to every Python start: read and execute the .pth file.
-hook-cost: .venv/pyvenv.cfg
+# Read and execute the .pth file.
+hook-cost: .venv/pyvenv.cfg ## what the start-up hook adds to every Python start
 	$(BIN)/python -m timeit -n 100 -r 20 -s "import site" "site.addpackage('mesa_lm/harness', 'startup.pth', set())"
 
 .venv/pyvenv.cfg:

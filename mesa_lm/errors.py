@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class MesaError(Exception):
@@ -35,3 +36,15 @@ def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(found, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {found!r}{hint} (allowed: {', '.join(names)})"
+
+
+def lost_link(folder: Path) -> UsageError:
+    """Return the error for a folder of the package that is a link in a checkout, and is not there.
+
+    Args:
+        folder: `tasks` or `pipelines` in `mesa_lm`.
+    """
+    return UsageError(
+        f"{folder} must be a link to the folder {folder.name} of the repository, which this file system or archive "
+        "has lost; use WSL, or install a wheel"
+    )

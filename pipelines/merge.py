@@ -8,74 +8,26 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from lm_eval import simple_evaluate
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.loggers import EvaluationTracker
 
-from mesa_lm.pipelines.config import Sweep
-from mesa_lm.pipelines.plan import Shard, task_manager
+from mesa_lm.pipelines.entry_tasks import entry_task_manager
+from mesa_lm.pipelines.replay import Replay
 from mesa_lm.pipelines.secrets import without_secrets
+from mesa_lm.pipelines.settings import Sweep
+from mesa_lm.pipelines.shards import Shard
 from mesa_lm.pipelines.store import Store
 
 # What `lm_eval` passes where the user says nothing.
 STOCK = EvaluatorConfig()
 
 
-class Replay(LM):
-    """A model that gives every request the response that was stored for it."""
-
-    def __init__(self, responses: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any], truncated: int) -> None:
-        """Prepare.
-
-        Args:
-            responses: Responses by leaf and sample, as lm-eval logs them.
-            about: What a shard stored about the model.
-            truncated: Samples of all shards that did not reach the model whole.
-        """
-        super().__init__()
-        self._responses, self._about, self._truncated = responses, about, truncated
-        self._given: Counter[tuple[str, int, int]] = Counter()
-        self.tokenizer = SimpleNamespace(**about["tokenizer"])
-        self.eot_token_id, self.max_length = about["eot_token_id"], about["max_length"]
-        self.batch_sizes = dict(enumerate(about["batch_sizes"]))
-
-    def get_model_info(self) -> dict[str, Any]:
-        """Return what the model itself said."""
-        info: dict[str, Any] = self._about["model_info"]
-        return {**info, "mesa_lm": {**info["mesa_lm"], "truncated_samples": self._truncated}}
-
-    def _replay(self, requests: Sequence[Instance]) -> list[Any]:
-        found = []
-        for request in requests:
-            place = (str(request.task_name), int(request.doc_id or 0), request.idx)
-            repeat = self._given[place]
-            self._given[place] += 1
-            response = self._responses[place[0]][str(place[1])][place[2]][repeat]
-            found.append(tuple(response) if isinstance(response, list) else response)
-        return found
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
-        """See `LM.loglikelihood`."""
-        return self._replay(requests)
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
-        """See `LM.loglikelihood_rolling`."""
-        return self._replay(requests)
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
-        """See `LM.generate_until`."""
-        return self._replay(requests)
-
-
-def merge(sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
+def merge_shards(sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
     """Merge what is complete of one entry of a sweep.
 
     Args:
@@ -105,7 +57,7 @@ def merge(sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
 
 
 def _merge_into(part: Path, sweep: Sweep, shards: Sequence[Shard], store: Store) -> Path | None:
-    """Write the results files of `merge` into a folder and return the one of the scores."""
+    """Write the results files of `merge_shards` into a folder and return the one of the scores."""
     stored = {shard.key: store.read_shard(shard.key) for shard in shards}
     leaves = list(dict.fromkeys(shard.leaf for shard in sorted(shards, key=lambda shard: shard.length or 0)))
     missing = {shard.leaf for shard in shards if stored[shard.key] is None}
@@ -113,46 +65,23 @@ def _merge_into(part: Path, sweep: Sweep, shards: Sequence[Shard], store: Store)
     if not complete:
         return None
     payloads = [payload for shard in shards if shard.leaf in complete and (payload := stored[shard.key])]
-    responses: dict[str, dict[str, Any]] = {leaf: {} for leaf in complete}
-    for payload in payloads:
-        responses[payload["leaf"]] |= payload["responses"]
-    truncated = sum(payload["model_info"]["mesa_lm"]["truncated_samples"] for payload in payloads)
-    model, choice = sweep.models[shards[0].model], sweep.methods[shards[0].method]
-    task = sweep.tasks[shards[0].task]
-    arguments = {**model.arguments, **choice.arguments}
-    tracker = EvaluationTracker(output_path=str(part))
-    tracker.general_config_tracker.start_time = time.perf_counter() - sum(payload["seconds"] for payload in payloads)
-    tracker.general_config_tracker.log_experiment_args(
-        model_source="mesa-hf",
-        model_args=arguments,
-        system_instruction=None,
-        chat_template=None,
-        fewshot_as_multiturn=STOCK.fewshot_as_multiturn,
-    )
-    if model.pretrained is None:  # lm-eval would draw a name
-        tracker.general_config_tracker.model_name = tracker.general_config_tracker.model_name_sanitized = model.name
-    results = simple_evaluate(
-        model=Replay(responses, payloads[0], truncated),
-        model_args=arguments,
-        tasks=[task.task] if complete == leaves else complete,
-        num_fewshot=task.num_fewshot,
-        batch_size=sweep.batch_size,
-        device=STOCK.device,
-        gen_kwargs=STOCK.gen_kwargs,
-        limit=task.limit,
-        log_samples=True,
-        random_seed=sweep.seed,
-        task_manager=task_manager(sweep, model, task),
-    )
-    assert results is not None
-    results["config"]["model"] = "mesa-hf"
-    results["config"] = without_secrets(results["config"])
+    model, method, task = shards[0].entry
+    seconds = sum(payload["seconds"] for payload in payloads)
+    arguments = {**sweep.models[model].arguments, **sweep.methods[method].arguments}
+    tracker = _tracker(part, arguments, seconds)
+    if sweep.models[model].pretrained is None:  # lm-eval would draw a name
+        tracker.general_config_tracker.model_name = sweep.models[model].name
+        tracker.general_config_tracker.model_name_sanitized = sweep.models[model].name
+    results = _evaluated(sweep, model, task, arguments, complete if missing else None, payloads)
+    results["config"] = without_secrets({**results["config"], "model": "mesa-hf"})
     for described in results["configs"].values():
-        described["metadata"] = without_secrets({**(described.get("metadata") or {}), **choice.arguments})
+        described["metadata"] = without_secrets(
+            {**(described.get("metadata") or {}), **sweep.methods[method].arguments}
+        )
     results["sweep"] = {
         "name": sweep.name,
         "shards": len(payloads),
-        "seconds": sum(payload["seconds"] for payload in payloads),
+        "seconds": seconds,
         "costs": {leaf: _costs([payload for payload in payloads if payload["leaf"] == leaf]) for leaf in complete},
         "missing": sorted(missing),
         "out_of_memory": sorted({s.leaf for s in shards if (store.read_failure(s.key) or {}).get("status") == "oom"}),
@@ -162,6 +91,51 @@ def _merge_into(part: Path, sweep: Sweep, shards: Sequence[Shard], store: Store)
     for name in results["configs"]:
         tracker.save_results_samples(task_name=name, samples=samples[name])
     return _written(part, tracker.date_id, {name: len(samples[name]) for name in results["configs"]})
+
+
+def _tracker(part: Path, arguments: dict[str, Any], seconds: float) -> EvaluationTracker:
+    """Return what writes lm-eval's results files, as its command has it after so many seconds."""
+    tracker = EvaluationTracker(output_path=str(part))
+    tracker.general_config_tracker.start_time = time.perf_counter() - seconds
+    tracker.general_config_tracker.log_experiment_args(
+        model_source="mesa-hf",
+        model_args=arguments,
+        system_instruction=None,
+        chat_template=None,
+        fewshot_as_multiturn=STOCK.fewshot_as_multiturn,
+    )
+    return tracker
+
+
+def _evaluated(
+    sweep: Sweep,
+    model: int,
+    task: int,
+    arguments: dict[str, Any],
+    leaves: list[str] | None,
+    payloads: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return lm-eval's results of stored answers, of some leaves of an entry or of the whole entry."""
+    entry = sweep.tasks[task]
+    responses: dict[str, dict[str, Any]] = {}
+    for payload in payloads:
+        responses.setdefault(payload["leaf"], {}).update(payload["responses"])
+    truncated = sum(payload["model_info"]["mesa_lm"]["truncated_samples"] for payload in payloads)
+    results: dict[str, Any] | None = simple_evaluate(
+        model=Replay(responses, payloads[0], truncated),
+        model_args=arguments,
+        tasks=leaves or [entry.task],
+        num_fewshot=entry.num_fewshot,
+        batch_size=sweep.batch_size,
+        device=STOCK.device,
+        gen_kwargs=STOCK.gen_kwargs,
+        limit=entry.limit,
+        log_samples=True,
+        random_seed=sweep.seed,
+        task_manager=entry_task_manager(sweep, sweep.models[model], entry),
+    )
+    assert results is not None
+    return results
 
 
 def _costs(payloads: Sequence[Mapping[str, Any]]) -> dict[str, float]:

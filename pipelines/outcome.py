@@ -1,11 +1,34 @@
-"""What becomes of a sweep."""
+"""What becomes of a shard, and of a sweep."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from mesa_lm.pipelines.plan import Shard
+from mesa_lm.pipelines.shards import Shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport:
+    """How an attempt at a shard ended.
+
+    Attributes:
+        status: Whether its answers are stored, it ran out of memory, or something else went wrong.
+        error: What went wrong; empty where nothing did.
+        seconds: How long it took, where that is known.
+        final: Another attempt cannot help.
+        disk_full: There is no room for its answers.
+        node_out_of_memory: Ray ended its worker because the node was short of memory, which need not be its doing.
+    """
+
+    status: Literal["done", "oom", "failed"]
+    error: str = ""
+    seconds: float | None = None
+    final: bool = False
+    disk_full: bool = False
+    node_out_of_memory: bool = False
 
 
 @dataclass
@@ -27,3 +50,20 @@ class Outcome:
     out_of_memory: set[Shard] = field(default_factory=set)
     results: list[Path] = field(default_factory=list)
     unwritten: dict[str, str] = field(default_factory=dict)
+
+    def summary(self, total: int) -> dict[str, Any]:
+        """Return the content of `summary.json`.
+
+        Args:
+            total: Number of shards of the sweep.
+        """
+        return {
+            "time": time.time(),
+            "shards": total,
+            "done": self.done,
+            "reused": self.reused,
+            "failed": [{"key": s.key, "leaf": s.leaf, "error": error} for s, error in self.failed.items()],
+            "out_of_memory": sorted({s.leaf for s in self.out_of_memory}),
+            "results": [str(path) for path in self.results],
+            "unwritten": self.unwritten,
+        }

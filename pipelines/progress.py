@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from mesa_lm.pipelines.outcome import Outcome
-from mesa_lm.pipelines.plan import Shard
+from mesa_lm.pipelines.shards import Shard
 
 LINE_EVERY_S = 30.0
 
@@ -28,22 +29,19 @@ class Progress:
             done: Number of those.
             cost: Of the others, in tokens.
         """
-        self.total, self.before, self.cost = total, done, cost
+        self.total, self.cost = total, cost
         self.start, self.last = time.monotonic(), 0.0
-        self.bar: Bar | None = None
-        if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.bar = Bar(*columns, TextColumn("ETA {task.fields[eta]}"), console=Console(stderr=True))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        eta = TextColumn("ETA {task.fields[eta]}")
+        self.bar = Bar(*columns, eta, console=Console(stderr=True), disable=not sys.stderr.isatty())
+        self.shards = self.bar.add_task("shards", total=total, completed=done, eta="?")
 
     def __enter__(self) -> Progress:
-        if self.bar:
-            self.bar.start()
-            self.task = self.bar.add_task("shards", total=self.total, completed=self.before, eta="?")
+        self.bar.start()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        if self.bar:
-            self.bar.stop()
+        self.bar.stop()
 
     def show(self, running: Sequence[Shard], outcome: Outcome, left: int) -> None:
         """Show where the sweep is.
@@ -54,23 +52,16 @@ class Progress:
             left: Cost of all that is not finished, in tokens.
         """
         failed = len(outcome.failed) + len(outcome.out_of_memory)
-        eta = self._eta(left)
-        if self.bar:
-            text = f"{len(running)} running, {failed} failed"
-            self.bar.update(self.task, completed=outcome.done + failed, description=text, eta=eta)
-            return
+        text, eta = f"{len(running)} running, {failed} failed", self._eta(left)
+        self.bar.update(self.shards, completed=outcome.done + failed, description=text, eta=eta)
         now = time.monotonic()
-        if now - self.last >= LINE_EVERY_S or outcome.done + failed == self.total:
+        if self.bar.disable and (now - self.last >= LINE_EVERY_S or outcome.done + failed == self.total):
             self.last = now
-            line = f"{outcome.done} of {self.total} shards done, {len(running)} running, {failed} failed, ETA {eta}"
-            print(line, file=sys.stderr, flush=True)
+            print(f"{outcome.done} of {self.total} shards done, {text}, ETA {eta}", file=sys.stderr, flush=True)
 
     def _eta(self, left: int) -> str:
         """Return how long the rest will take if its tokens take as long as those so far."""
         finished = self.cost - left
         if not finished:
             return "?"
-        seconds = (time.monotonic() - self.start) / finished * left
-        minutes, seconds = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}"
+        return str(timedelta(seconds=round((time.monotonic() - self.start) / finished * left)))

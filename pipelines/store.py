@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +16,10 @@ from filelock import FileLock, Timeout
 from lm_eval.utils import handle_non_serializable
 
 from mesa_lm.errors import UsageError
+from mesa_lm.reporting.files import save_file, write_atomically
 
 if TYPE_CHECKING:
-    from mesa_lm.pipelines.plan import Shard
+    from mesa_lm.pipelines.shards import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +135,7 @@ class Store:
         Raises:
             UsageError: The disk is full, for example.
         """
-        path = self.folder / f"{name}.json"
-        try:
-            write_atomically(path, json.dumps(content, indent=2))
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        save_file(self.folder / f"{name}.json", json.dumps(content, indent=2))
 
     def read(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the sweep itself.
@@ -156,60 +151,6 @@ class Store:
                 f"{path}: no {name} of a sweep here; give the folder that `mesa-lm sweep` wrote"
             ) from error
         return content
-
-
-@contextmanager
-def quiet(log: Path) -> Iterator[None]:
-    """Send what lm-eval prints to a file, as far as there is room for it."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    printed = _Printed(log)
-    try:
-        logger.setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            yield
-    finally:
-        logger.setLevel(level)
-        printed.close()
-
-
-class _Printed(io.TextIOWrapper):
-    """A file to append to, which loses what cannot be written instead of failing whoever prints."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab")
-        except OSError:
-            file = Path(os.devnull).open("ab")  # noqa: SIM115  # `close` closes it
-        super().__init__(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            super().flush()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers, and a crash at any moment, find the old one or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _checksum(text: str) -> str:

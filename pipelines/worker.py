@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import random
 import time
@@ -18,10 +17,14 @@ from lm_eval import simple_evaluate
 from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.methods.registry import make_method
-from mesa_lm.models.memory import reset_peak, status_bytes
-from mesa_lm.pipelines.config import Sweep
-from mesa_lm.pipelines.plan import Shard, documents_digest, task_manager
-from mesa_lm.pipelines.store import Store, quiet
+from mesa_lm.models.memory import release, reset_peak, status_bytes
+from mesa_lm.pipelines.entry_tasks import entry_task_manager
+from mesa_lm.pipelines.lm_eval_output import printed_to
+from mesa_lm.pipelines.outcome import ShardReport
+from mesa_lm.pipelines.settings import Sweep
+from mesa_lm.pipelines.shard_keys import documents_digest
+from mesa_lm.pipelines.shards import Shard
+from mesa_lm.pipelines.store import Store
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 
@@ -34,7 +37,7 @@ class Worker:
 
         Args:
             sweep: The sweep.
-            model: Place of the model in it.
+            model: Index of the model in it.
             cwd: The driver's working folder, for the sweep's relative paths; where it is missing, they mean nothing.
         """
         if cwd is not None and cwd.is_dir():
@@ -46,45 +49,38 @@ class Worker:
         torch.set_num_threads(sweep.workers.threads)
         if not sweep.workers.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide the GPUs from a worker that asked for none
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def run(self, shard: Shard) -> dict[str, Any]:
+    def run(self, shard: Shard) -> ShardReport:
         """Evaluate a shard and store its answers.
 
-        Returns:
-            `status` "done", "oom" or "failed", `seconds`, and unless done `error`, whether it is `final` because
-            another attempt cannot help, and `disk_full` if there is no room for answers. Nothing is raised: what went
-            wrong is a result of the sweep.
+        Nothing is raised: what went wrong is a result of the sweep.
         """
         start = time.perf_counter()
         log = self.store.log_path(shard.key)
         try:
-            with quiet(log):
+            with printed_to(log):
                 payload = self._answers(shard)
-            payload["seconds"] = time.perf_counter() - start
         except Exception as error:
-            out_of_memory = _is_out_of_memory(error)
             with contextlib.suppress(OSError):
                 with log.open("a", encoding="utf-8") as file:
                     traceback.print_exc(file=file)
             self._lm = None  # whatever state it is in
-            _free_memory()
-            text = f"{type(error).__name__}: {str(error).strip()[:500]}"
-            return {
-                "status": "oom" if out_of_memory else "failed",
-                "final": isinstance(error, MesaError),  # wrong input stays wrong
-                "error": text,
-                "seconds": time.perf_counter() - start,
-            }
+            release(self.device)
+            return ShardReport(
+                status="oom" if _is_out_of_memory(error) else "failed",
+                final=isinstance(error, MesaError),  # wrong input stays wrong
+                error=f"{type(error).__name__}: {str(error).strip()[:500]}",
+                seconds=time.perf_counter() - start,
+            )
+        seconds = payload["seconds"] = time.perf_counter() - start
         try:
             self.store.write_shard(shard.key, payload)
         except OSError as error:
-            return {
-                "status": "failed",
-                "disk_full": error.errno in (errno.ENOSPC, errno.EDQUOT),
-                "error": f"its answers cannot be stored: {error}",
-                "seconds": payload["seconds"],
-            }
-        return {"status": "done", "seconds": payload["seconds"]}
+            disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            told = f"its answers cannot be stored: {error}"
+            return ShardReport(status="failed", error=told, seconds=seconds, disk_full=disk_full)
+        return ShardReport(status="done", seconds=seconds)
 
     def _answers(self, shard: Shard) -> dict[str, Any]:
         """Return the responses of a shard's samples, and what lm-eval would save about the model."""
@@ -92,7 +88,7 @@ class Worker:
         task = self.sweep.tasks[shard.task]
         random.seed(self.sweep.seed)
         lm.truncated_samples = 0
-        manager = task_manager(self.sweep, self.model, task)
+        manager = entry_task_manager(self.sweep, self.model, task)
         leaf = manager.load([shard.leaf])["tasks"].get(shard.leaf)  # builds the documents, which is not to be measured
         if leaf is None:
             raise UsageError(f"this node knows no task {shard.leaf!r}; include_path must be on every node")
@@ -101,7 +97,7 @@ class Worker:
                 f"{shard.leaf} has other documents here than where the sweep was planned: it draws them at random "
                 "without a seed, or reads data that have changed"
             )
-        _reset_peak()
+        _reset_peak(self.device)
         start = time.perf_counter()
         results = simple_evaluate(
             model=lm,
@@ -130,7 +126,7 @@ class Worker:
                 for kind in ("pad", "eos", "bos")
                 for name in (f"{kind}_token", f"{kind}_token_id")
             },
-            "peak_bytes": _peak_bytes(),
+            "peak_bytes": _peak_bytes(self.device),
             "evaluation_s": evaluation_s,
         }
 
@@ -153,23 +149,17 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):  # only Linux has it
             reset_peak()
 
 
-def _peak_bytes() -> int | None:
+def _peak_bytes(device: torch.device) -> int | None:
     """Return the most memory in use since `_reset_peak`, of the GPU or of the process; None where nobody says."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     try:
         return status_bytes("VmHWM")

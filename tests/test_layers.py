@@ -1,10 +1,11 @@
-"""Imports point down, inside functions and by string too; nothing imports in a circle."""
+"""Imports point down, inside functions, by string and from YAML too; nothing imports in a circle; names are unique."""
 
 import ast
 import importlib
 import re
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ ROOT = Path(mesa_lm.__file__).resolve().parents[1]
 # From the bottom to the top: a package imports what stands before it, and itself.
 LAYERS = (
     "errors",
+    "lengths",
     "demo",
     "methods",
     "attention",
@@ -29,6 +31,8 @@ LAYERS = (
 )
 HOOK = "mesa_lm.harness.plugin"  # names what it offers to lm-eval, and imports it when that is asked for
 MOST_FLOORS = 9
+# By convention a task's scoring and a program's start have one name; a command's function has that of its command.
+SHARED_NAMES = ("main", "score")
 MODULE_NAME = re.compile(r"mesa_lm(\.\w+)+(?=:\w+$|$)")
 
 
@@ -64,10 +68,12 @@ def imported(name: str) -> frozenset[str]:
     found = set()
     for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
         for target in targets(node):
+            face, _, public = target.rpartition(".")
+            if face == "mesa_lm" and public in mesa_lm.__all__:
+                target = getattr(mesa_lm, public).__module__  # whoever imports it from the package gets its module
             while target and target not in modules():
                 target = target.rpartition(".")[0]
             found |= {target} - {"", name}
-    # Whoever imports the package for a name of its face gets the module behind it.
     return frozenset(found)
 
 
@@ -75,16 +81,8 @@ def package(name: str) -> str:
     return [*name.split("."), "__init__"][1]
 
 
-def height(name: str, below: dict[str, set[str]], seen: tuple[str, ...] = ()) -> int:
-    """On which floor a package stands: above all that it imports."""
-    assert name not in seen, f"{' -> '.join((*seen, name))} import in a circle"
-    return 1 + max((height(other, below, (*seen, name)) for other in below[name]), default=0)
-
-
-@pytest.mark.parametrize("name", sorted(modules()))
+@pytest.mark.parametrize("name", sorted(set(modules()) - {"mesa_lm", HOOK}))
 def test_imports_point_down(name):
-    if name in ("mesa_lm", HOOK):
-        return
     own = package(name)
     assert own in LAYERS, f"{own} belongs to no layer"
     for other in imported(name) - {"mesa_lm"}:
@@ -100,18 +98,64 @@ def test_imports_are_absolute_and_named_as_in_a_wheel(name):
             assert target.split(".")[0] not in ("tasks", "pipelines", "tests"), f"{name} imports {target}"
 
 
+def test_what_is_imported_by_a_computed_name_is_none_of_ours():
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+                # The face of the package names its modules two lines above.
+                assert name == "mesa_lm" or isinstance(node.args[0], ast.Constant), f"{name}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tasks").glob("*/*.yaml")), ids=lambda path: path.name)
+def test_functions_of_a_task_are_its_own(path):
+    for named in re.findall(r"!function (\S+)", path.read_text()):
+        module, _, function = named.rpartition(".")
+        assert module.startswith(f"mesa_lm.tasks.{path.parent.name}."), named
+        assert callable(getattr(importlib.import_module(module), function)), named
+
+
+def test_nothing_imports_what_only_measures_or_trains():
+    development = {name for name in modules() if name.startswith("mesa_lm.pipelines.development")}
+    assert development
+    for name in set(modules()) - development:
+        assert not imported(name) & development, name
+
+
+def test_only_commands_import_studies():
+    for name in modules():
+        if package(name) not in ("studies", "cli"):
+            assert "studies" not in {package(other) for other in imported(name)}, name
+
+
+@pytest.mark.parametrize("own", ["harness", "tasks", "pipelines"])
+def test_no_two_public_things_share_a_name(own):
+    places: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and not node.name.startswith("_")
+                and package(name) != "cli"
+            ):
+                places.setdefault(node.name, []).append(name)
+    shared = {found: names for found, names in places.items() if len(names) > 1 and found not in SHARED_NAMES}
+    assert not {found: names for found, names in shared.items() if own in map(package, names)}
+
+
 def test_no_module_imports_itself_by_way_of_others():
-    below = {name: set(imported(name)) - {"mesa_lm"} for name in modules()}
-    below[HOOK] = below["mesa_lm"] = set()
-    for name in below:
-        height(name, below)
+    below = {name: imported(name) - {"mesa_lm"} for name in modules()}
+    below[HOOK] = below["mesa_lm"] = frozenset()
+    TopologicalSorter(below).prepare()  # raises CycleError, which names them
 
 
 def test_packages_stand_on_few_floors():
     below: dict[str, set[str]] = {name: set() for name in LAYERS}
     for name in set(modules()) - {"mesa_lm", HOOK}:
         below[package(name)] |= {package(other) for other in imported(name) - {"mesa_lm"}} - {package(name)}
-    assert max(height(name, below) for name in below) <= MOST_FLOORS
+    floors: dict[str, int] = {}
+    for name in TopologicalSorter(below).static_order():
+        floors[name] = 1 + max((floors[other] for other in below[name]), default=0)
+    assert max(floors.values()) <= MOST_FLOORS, floors
 
 
 def test_the_package_has_few_entries():

@@ -1,5 +1,7 @@
 """What a wheel and an editable install put into site-packages, and that stock lm-eval finds it there."""
 
+import pickle
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,10 +30,10 @@ print(manager.task_index["passkey_long"].yaml_path)
 """
 
 
-def install(build: Callable[[str], str], folder: Path) -> Path:
+def install(build: Callable[[str], str], folder: Path, checkout: Path = ROOT) -> Path:
     """Build the checkout and unpack the result, as an installer does; returns the site-packages folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(checkout)
         wheel = folder / build(str(folder))
     site = folder / "site"
     zipfile.ZipFile(wheel).extractall(site)
@@ -46,6 +48,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def editable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(build_editable, tmp_path_factory.mktemp("editable"))
+
+
+@pytest.fixture(scope="module")
+def without_links(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout as git makes it where there are no symbolic links: they are files that say where they lead."""
+    copy = tmp_path_factory.mktemp("checkout") / "mesa-lm"
+    unwanted = shutil.ignore_patterns("__pycache__", ".*", "tests", "docs", "results", "dist", "wandb")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=unwanted)
+    for link in (copy / "mesa_lm").iterdir():
+        if link.is_symlink():
+            target = str(link.readlink())
+            link.unlink()
+            link.write_text(target)
+    return copy
 
 
 def project() -> dict[str, Any]:
@@ -64,11 +80,11 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def look(site: Path, cwd: Path) -> list[str]:
-    """Ask stock lm-eval for model and tasks, from another folder and with nothing but `site` and the dependencies."""
+def run(site: Path, cwd: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in another folder, with nothing but a site-packages folder and the dependencies."""
     paths = f"import site, sys; site.addsitedir({str(site)!r}); sys.path.append({DEPENDENCIES!r})"
-    command = [sys.executable, "-I", "-S", "-c", paths + LOOK]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout.splitlines()
+    command = [sys.executable, "-I", "-S", "-c", f"{paths}\n{code}"]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_wheel_puts_only_the_package_and_the_hook_into_site_packages(wheel: Path) -> None:
@@ -100,7 +116,62 @@ def test_stock_lm_eval_finds_model_and_tasks(layout: str, request: pytest.Fixtur
         "editable": (ROOT / ".editable" / "mesa_lm", ROOT / "tasks"),
     }[layout]
     task = tasks / "passkey_long" / "passkey_long.yaml"
-    assert look(site, tmp_path) == [f"MesaHFLM {package / '__init__.py'}", str(task)]
+    found = run(site, tmp_path, LOOK)
+    assert found.stdout.splitlines() == [f"MesaHFLM {package / '__init__.py'}", str(task)], found.stderr
+
+
+@pytest.mark.parametrize("layout", ["wheel", "editable"])
+@pytest.mark.parametrize("name", ["tasks", "pipelines", "tests", "docs"])
+def test_no_foreign_name_is_importable(name: str, layout: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    found = run(request.getfixturevalue(layout), tmp_path, f"import {name}")
+    assert f"No module named '{name}'" in found.stderr
+
+
+def test_what_is_pickled_in_a_checkout_is_read_where_a_wheel_is_installed(wheel: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from mesa_lm.pipelines.outcome import ShardReport
+    from mesa_lm.pipelines.settings import Sweep
+    from mesa_lm.pipelines.shards import Shard
+    from mesa_lm.pipelines.worker import Worker
+    from mesa_lm.tasks.passkey_long.questions import Question
+
+    sweep = Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=["passkey_long"])
+    numbers = dict.fromkeys(("model", "method", "task", "start", "stop", "cost"), 0)
+    shard = Shard(**numbers, key="k", leaf="passkey_long_1k", length=1024, documents="")
+    sent = (sweep, shard, Worker, ShardReport(status="done"), Question(71, 0.5))
+    (tmp_path / "sent").write_bytes(pickle.dumps(sent))
+    code = """
+import pathlib, pickle
+for received in pickle.loads(pathlib.Path("sent").read_bytes()):
+    print(received if isinstance(received, type) else repr(received))
+print(sys.modules["mesa_lm.pipelines.worker"].__file__)
+"""
+    found = run(wheel, tmp_path, code)
+    worker = wheel / "mesa_lm" / "pipelines" / "worker.py"
+    assert found.stdout.splitlines() == [*map(str, map(repr, sent)), str(worker)], found.stderr
+
+
+def test_a_checkout_without_links_makes_the_same_wheel(without_links: Path, wheel: Path, tmp_path: Path) -> None:
+    site = install(build_wheel, tmp_path, without_links)
+    assert {path.relative_to(site) for path in files(site)} == {path.relative_to(wheel) for path in files(wheel)}
+
+
+def test_a_checkout_without_links_says_what_is_missing(without_links: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "checkout.pth").write_text(str(without_links))
+    found = run(site, tmp_path, "sys.argv[1:] = ['status', 'out']\nfrom mesa_lm.cli.main import main\nmain()")
+    missing = (
+        f"error: {without_links / 'mesa_lm' / 'pipelines'} must be a link to the folder pipelines of the repository"
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith(missing) and found.stderr.count("\n") == 1
+
+    manager = "import mesa_lm, lm_eval.tasks\nprint(lm_eval.tasks.TaskManager.__module__)"
+    found = run(site, tmp_path, manager)
+    assert (found.returncode, found.stdout) == (0, "lm_eval.tasks.manager\n")
+    assert f"{without_links / 'mesa_lm' / 'tasks'} must be a link" in found.stderr
+    assert found.stderr.count("\n") == 1
 
 
 def test_entry_points(wheel: Path) -> None:

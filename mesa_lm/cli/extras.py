@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from mesa_lm.errors import UsageError
+from mesa_lm.errors import UsageError, lost_link
 
 
 @contextmanager
@@ -11,8 +12,11 @@ def pipelines_needed() -> Iterator[None]:
     """Import modules of the pipelines inside.
 
     Raises:
-        UsageError: What they need is not installed.
+        UsageError: They, or what they need, are not installed.
     """
+    folder = Path(__file__).parents[1] / "pipelines"
+    if not folder.is_dir():
+        raise lost_link(folder)
     try:
         yield
     except ImportError as error:

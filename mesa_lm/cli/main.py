@@ -1,4 +1,4 @@
-"""The `mesa-lm` command: plot results and list the methods. Evaluation itself is the stock `lm_eval` command."""
+"""The `mesa-lm` command and its subcommands. Evaluation itself is the stock `lm_eval` command."""
 
 import logging
 import sys

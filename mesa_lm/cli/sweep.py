@@ -1,11 +1,25 @@
-"""The command `mesa-lm sweep`."""
+"""The command `mesa-lm sweep`; everything heavy is imported when it runs."""
 
+from __future__ import annotations
+
+import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from mesa_lm.cli.extras import pipelines_needed
+from mesa_lm.lengths import length_label
+
+if TYPE_CHECKING:
+    from mesa_lm.pipelines.outcome import Outcome
+    from mesa_lm.pipelines.settings import Sweep
+    from mesa_lm.pipelines.shards import Shard
+
+SHOWN_ALIKE = 3  # shards that failed for the same reason, of which the summary names so many
 
 
 def sweep(
@@ -20,6 +34,7 @@ def sweep(
         typer.Option(help="Ray cluster: auto, or ray://HOST:10001. Default: one on this machine.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the shards and what they cost, and stop.")] = False,
+    # The default is a rough rate of a 7B model in half precision on one data-centre GPU.
     tokens_per_s: Annotated[
         float, typer.Option(min=1, help="Tokens per second and GPU, for the estimate of --dry-run.")
     ] = 5000.0,
@@ -29,5 +44,78 @@ def sweep(
     What an earlier run finished is not run again. Exit status 1 if a shard failed for good.
     """
     with pipelines_needed():
-        from mesa_lm.pipelines import command
-    raise typer.Exit(command.sweep(configuration, overrides or [], out, address, dry_run, tokens_per_s))
+        from mesa_lm.pipelines.sweep_file import load_sweep
+    settings = load_sweep(configuration, [*(overrides or []), *([f"out={out}"] if out else [])])
+    if dry_run:
+        _print_plan(settings, tokens_per_s)
+        return
+    with pipelines_needed():
+        from mesa_lm.pipelines.run import run_sweep
+        from mesa_lm.pipelines.store import Store
+        from mesa_lm.pipelines.tracking import Target, track
+    try:
+        outcome = run_sweep(settings, address)
+    except KeyboardInterrupt:
+        kept = Store(settings.out).count_shards()
+        print(
+            f"interrupted: {kept} finished shards are kept in {settings.out}; the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise
+    if settings.wandb is not None and outcome.results:
+        target = Target(group=settings.name, folder=settings.out / "tracking", **dict(settings.wandb))
+        track([settings.out / "results"], target)
+    _print_outcome(settings, outcome)
+    if outcome.failed or outcome.unwritten:
+        raise typer.Exit(1)
+
+
+def _print_outcome(settings: Sweep, outcome: Outcome) -> None:
+    print(
+        f"{outcome.done} shards done, {outcome.reused} of them by an earlier run; {len(outcome.failed)} failed, "
+        f"{len(outcome.out_of_memory)} out of memory"
+    )
+    alike: dict[str, list[Shard]] = {}
+    for shard, error in outcome.failed.items():
+        alike.setdefault(error, []).append(shard)
+    for error, failed in alike.items():
+        for shard in failed[:SHOWN_ALIKE]:
+            print(f"failed: {shard.described(settings)}: {error} (log: logs/{shard.key}.log)", file=sys.stderr)
+        if len(failed) > SHOWN_ALIKE:
+            print(f"failed: {len(failed) - SHOWN_ALIKE} more shards: {error}", file=sys.stderr)
+    for what, error in outcome.unwritten.items():
+        print(f"not written: {what}: {error}; the shards are kept, run the sweep again", file=sys.stderr)
+    for result in outcome.results:
+        print(result)
+
+
+def _print_plan(settings: Sweep, tokens_per_s: float) -> None:
+    with pipelines_needed():
+        from mesa_lm.pipelines.lm_eval_output import printed_to
+        from mesa_lm.pipelines.shards import plan_shards
+        from mesa_lm.pipelines.store import Store
+    with tempfile.TemporaryDirectory() as folder, printed_to(Path(folder) / "log"):
+        shards = plan_shards(settings)
+    cells: dict[tuple[int, int, str], list[Shard]] = {}
+    for shard in shards:
+        cells.setdefault((shard.model, shard.method, shard.leaf), []).append(shard)
+    table = Table("model", "method", "task", "length", "shards", "samples", "tokens", title=settings.name)
+    for (model, method, leaf), members in sorted(cells.items(), key=lambda cell: (cell[0][:2], cell[1][0].length or 0)):
+        length = members[0].length
+        table.add_row(
+            settings.models[model].name,
+            settings.methods[method].label,
+            leaf,
+            length_label(length) if length else "",
+            str(len(members)),
+            str(sum(shard.stop - shard.start for shard in members)),
+            f"{sum(shard.cost for shard in members):,}",
+        )
+    Console().print(table)
+    tokens = sum(shard.cost for shard in shards)
+    store = Store(settings.out)
+    done = sum(store.read_shard(shard.key) is not None for shard in shards)
+    print(
+        f"{len(shards)} shards, {done} of them done; {tokens:,} tokens, about {tokens / tokens_per_s / 3600:.1f} "
+        f"GPU-hours at {tokens_per_s:,.0f} tokens per second"
+    )

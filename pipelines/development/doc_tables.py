@@ -15,7 +15,8 @@ from mesa_lm.methods.parameters import allowed, declared
 from mesa_lm.methods.registry import method_class
 from mesa_lm.models.support import family_markdown, family_rows
 
-BLOCK = re.compile(r"(<!-- (\w+)(?:: (\w+)(?:, (\w+))?)? -->\n).*?(\n<!-- end -->)", re.DOTALL)
+# Code, whose marks are an example's, or a table between its marks.
+BLOCK = re.compile(r"```.*?```|(<!-- (\w+)(?:: (\w+)(?:, (\w+))?)? -->\n).*?(\n<!-- end -->)", re.DOTALL)
 TRAIN_LENGTH = 2048  # for which the values of rules are shown
 
 
@@ -39,6 +40,8 @@ def rewritten(text: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, kind, name, variant, end = match.groups()
+        if kind is None:
+            return match.group()
         if kind == "parameters":
             return f"{start}{parameter_table(method_class(name, variant))}{end}"
         if kind == "families":

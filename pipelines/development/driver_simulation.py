@@ -1,8 +1,10 @@
-"""Measure what a shard costs the driver: many shards, workers without a model. `python -m pipelines.simulate`."""
+"""Measure what a shard costs the driver: many shards, workers without a model.
+
+python -m mesa_lm.pipelines.development.driver_simulation --shards 10000 --workers 64
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import tempfile
@@ -10,10 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mesa_lm.pipelines.config import Sweep
-from mesa_lm.pipelines.outcome import Outcome
-from mesa_lm.pipelines.plan import Shard
-from mesa_lm.pipelines.run import Driver, cluster
+import typer
+
+from mesa_lm.pipelines.driver import Driver
+from mesa_lm.pipelines.outcome import Outcome, ShardReport
+from mesa_lm.pipelines.run import cluster
+from mesa_lm.pipelines.settings import Sweep
+from mesa_lm.pipelines.shards import Shard
 from mesa_lm.pipelines.store import Store
 
 CPUS = 0.01  # of a worker, so that many fit any machine
@@ -25,10 +30,10 @@ class FakeWorker:
     def __init__(self, sweep: Sweep, model: int, cwd: Path) -> None:
         self.store = Store(sweep.out)
 
-    def run(self, shard: Shard) -> dict[str, Any]:
+    def run(self, shard: Shard) -> ShardReport:
         """Store the answers of a shard."""
         self.store.write_shard(shard.key, {"responses": {str(number): [["12345"]] for number in range(4)}})
-        return {"status": "done"}
+        return ShardReport(status="done")
 
 
 def fake_plan(count: int) -> list[Shard]:
@@ -94,15 +99,11 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def main() -> None:
+def main(shards: int = 10_000, workers: int = 64) -> None:
     """Print the measurement as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--workers", type=int, default=64)
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(simulate(options.shards, options.workers, Path(folder)), indent=2))
+        print(json.dumps(simulate(shards, workers, Path(folder)), indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,10 +1,10 @@
 """Tell how much of an `lm_eval` run's time the model takes.
 
-`python -m mesa_lm.pipelines.development.time_shares ARGUMENTS` runs `lm_eval ARGUMENTS` in this process, with the model
-mesa-hf, and prints
-JSON: seconds from the interpreter's start to the end, those of the evaluation (from the loaded model on: data sets,
-tokenising, model, scoring) and those inside the model: its forward and `generate`, and the output layer where that is
-called by itself.
+    python -m mesa_lm.pipelines.development.time_shares --model mesa-hf --tasks passkey_long
+
+runs `lm_eval` with these arguments in this process and prints JSON: seconds from the interpreter's start to the end,
+those of the evaluation (from the loaded model on: data sets, tokenising, model, scoring) and those inside the model:
+its forward and `generate`, and the output layer where that is called by itself.
 """
 
 import functools
@@ -46,11 +46,8 @@ def main() -> None:
 
     def load_timed(lm: MesaHFLM, *args: Any, **kwargs: Any) -> None:
         load(lm, *args, **kwargs)
-        for owner, name in (
-            (lm.model, "forward"),
-            (lm.model, "generate"),
-            (lm.model.get_output_embeddings(), "forward"),
-        ):
+        output_layer = lm.model.get_output_embeddings()
+        for owner, name in ((lm.model, "forward"), (lm.model, "generate"), (output_layer, "forward")):
             setattr(owner, name, timed("model", getattr(owner, name)))
 
     setattr(MesaHFLM, "__init__", load_timed)  # noqa: B010  # mypy refuses an assignment
@@ -58,17 +55,14 @@ def main() -> None:
     evaluator.evaluate = timed("evaluation", evaluator.evaluate)
     cli_evaluate()
     total = time.time() - psutil.Process().create_time()
-    print(
-        json.dumps(
-            {
-                "total_s": round(total, 2),
-                "evaluation_s": round(spent["evaluation"], 2),
-                "model_s": round(spent["model"], 2),
-                "share_of_evaluation": round(spent["model"] / spent["evaluation"], 3),
-                "share_of_total": round(spent["model"] / total, 3),
-            }
-        )
-    )
+    found = {
+        "total_s": round(total, 2),
+        "evaluation_s": round(spent["evaluation"], 2),
+        "model_s": round(spent["model"], 2),
+        "share_of_evaluation": round(spent["model"] / spent["evaluation"], 3),
+        "share_of_total": round(spent["model"] / total, 3),
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

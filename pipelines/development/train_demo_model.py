@@ -1,4 +1,6 @@
-"""Train the demo model that ships with the package: `python -m pipelines.demo_model OUT`.
+"""Train the demo model that ships with the package.
+
+    python -m mesa_lm.pipelines.development.train_demo_model OUT
 
 A one-million-parameter Llama with a training length of 512 tokens. Four fifths of each step's tokens are
 passkey prompts, one fifth is text of Python's standard library; everything is made here from a fixed seed.
@@ -19,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mesa_lm.tasks.long_ppl.source_text import standard_library
+from mesa_lm.tasks.long_ppl.embedded_text import standard_library
 from mesa_lm.tasks.passkey_long.texts import DESCRIPTION, FILLER, MAX_KEY, NEEDLE, PROMPTS
 
 TRAIN_LENGTH = 512
@@ -69,7 +71,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model() -> LlamaForCausalLM:
+def untrained_model() -> LlamaForCausalLM:
     """Create the untrained model."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
@@ -277,7 +279,7 @@ def train(
     torch.manual_seed(seed)
     texts = standard_library(held_out=False)
     tokenizer = build_tokenizer(texts)
-    model = build_model()
+    model = untrained_model()
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     log: list[dict[str, float]] = []
     started = time.monotonic()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict, load_dataset
 
@@ -26,14 +26,27 @@ NAMED: Mapping[str, dict[str, str]] = {
 _TEXT_TYPES = ("string", "large_string")
 
 
-def read_documents(data: str, subset: str | None, split: str | None, column: str | None) -> Iterator[str]:
-    """Read the documents of a source, in its order.
+class Source(NamedTuple):
+    """Where documents come from.
 
-    Args:
+    Attributes:
         data: A file or folder, a name of `NAMED`, or the name of a data set on the hub.
         subset: Name of the data set's configuration; None: its only one.
         split: Name of its split; None: its only one, or that of `NAMED`.
         column: The column that holds the text; None: `text`, else the only column of text.
+    """
+
+    data: str
+    subset: str | None = None
+    split: str | None = None
+    column: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self._asdict().items() if value)
+
+
+def read_documents(source: Source) -> Iterator[str]:
+    """Read the documents of a source, in its order.
 
     Yields:
         The texts.
@@ -41,13 +54,13 @@ def read_documents(data: str, subset: str | None, split: str | None, column: str
     Raises:
         UsageError: There is no such source, split or column.
     """
-    path = Path(data).expanduser()
-    tables = _local(path) if path.exists() else [_from_hub(data, subset, split)]
+    path = Path(source.data).expanduser()
+    tables = _local(path) if path.exists() else [_from_hub(source)]
     for table in tables:
         if isinstance(table, DatasetDict):
-            table = _only_split(data, table, split)
+            table = _only_split(source, table)
         # An empty cell is a document of no tokens: too short, and counted as such.
-        yield from (text or "" for text in table[_text_column(data, table, column)])
+        yield from (text or "" for text in table[_text_column(source, table)])
 
 
 def _local(path: Path) -> list[Any]:
@@ -65,7 +78,8 @@ def _local(path: Path) -> list[Any]:
     return tables
 
 
-def _from_hub(name: str, subset: str | None, split: str | None) -> Any:
+def _from_hub(source: Source) -> Any:
+    name = source.data
     if name.startswith(("/", ".", "~")) or Path(name).suffix in FORMATS or name.count("/") > 1:
         raise UsageError(f"long_ppl: there is no file or folder {name!r}, which data names")
     if "/" not in name and name not in NAMED:
@@ -73,27 +87,30 @@ def _from_hub(name: str, subset: str | None, split: str | None) -> Any:
             f"{unknown_name('long_ppl data', name, NAMED)}; or a file, a folder, or owner/name of a data set on the hub"
         )
     where = {"path": name, **NAMED.get(name, {})}
-    if split is not None:
-        where["split"] = split
+    if source.split is not None:
+        where["split"] = source.split
     with _one_line_errors(name):
-        return load_dataset(**where, name=subset)
+        return load_dataset(**where, name=source.subset)
 
 
-def _only_split(data: str, table: DatasetDict, split: str | None) -> Dataset:
-    if split is None and len(table) == 1:
+def _only_split(source: Source, table: DatasetDict) -> Dataset:
+    if source.split is None and len(table) == 1:
         return next(iter(table.values()))
-    if split not in table:
-        raise UsageError(f"long_ppl: split must be one of {', '.join(table)} for data {data!r}; found {split!r}")
-    return table[split]
+    if source.split not in table:
+        raise UsageError(
+            f"long_ppl: split must be one of {', '.join(table)} for data {source.data!r}; found {source.split!r}"
+        )
+    return table[source.split]
 
 
-def _text_column(data: str, table: Dataset, column: str | None) -> str:
+def _text_column(source: Source, table: Dataset) -> str:
     texts = [name for name, feature in table.features.items() if getattr(feature, "dtype", "") in _TEXT_TYPES]
+    column = source.column
     if column is None:
         column = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
-    if column not in texts:
+    if column is None or column not in texts:
         raise UsageError(
-            f"long_ppl: column must be one of {', '.join(texts) or '(none holds text)'} for data {data!r}; "
+            f"long_ppl: column must be one of {', '.join(texts) or '(none holds text)'} for data {source.data!r}; "
             f"found {column!r}"
         )
     return column

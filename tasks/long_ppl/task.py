@@ -22,7 +22,7 @@ MAX_WORD_NLL = 300.0
 ROUNDING = 1e-3
 
 
-class LongPpl(ConfigurableTask):  # type: ignore[misc]  # lm-eval publishes no types
+class LongPpl(ConfigurableTask):
     """Perplexity of long inputs: whole, by position, and of a tail given what comes before it."""
 
     def __init__(self, config: dict[str, Any] | None = None, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""The start-up hook and mesa_lm.harness.plugin, in fresh interpreters against a small imitation of lm-eval."""
+"""The start-up hook and mesa_lm.harness.plugin, in fresh interpreters: with the installed lm-eval and an imitation."""
 
 import shutil
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mesa_lm"
+INSTALLED = sysconfig.get_path("purelib")  # where lm-eval is; used without the .pth files that lie there
 LM_EVAL = {
     "__init__.py": "",
     "api/__init__.py": "",
@@ -29,6 +30,9 @@ DISCOVERY = """
 from lm_eval.tasks.manager import TaskManager as StockTaskManager
 class TaskManager(StockTaskManager): ...
 """
+REGISTERED = (
+    "import lm_eval.models; from lm_eval.api.registry import model_registry; print('mesa-hf' in model_registry)"
+)
 IN_USE = """
 import lm_eval.evaluator, lm_eval.tasks, lm_eval.tasks.manager
 for module in (lm_eval.evaluator, lm_eval.tasks, lm_eval.tasks.manager):
@@ -43,19 +47,23 @@ def write(folder: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    """A site-packages folder with the start-up hook, our plugin and imitations of all that it touches."""
-    write(tmp_path / "lm_eval", LM_EVAL)
+@pytest.fixture(params=["imitation", "installed"])
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A site-packages folder with the start-up hook and our plugin, and lm-eval in it or on the path."""
+    if request.param == "imitation":
+        write(tmp_path / "lm_eval", LM_EVAL)
     write(tmp_path / "mesa_lm", {"__init__.py": INIT, "harness/__init__.py": "", "harness/task_manager.py": DISCOVERY})
-    shutil.copy(PACKAGE / "harness" / "plugin.py", tmp_path / "mesa_lm" / "harness")
+    for name in ("errors.py", "harness/plugin.py"):
+        shutil.copy(PACKAGE / name, tmp_path / "mesa_lm" / name)
     shutil.copy(PACKAGE / "harness" / "startup.pth", tmp_path / "mesa_lm.pth")
     return tmp_path
 
 
 def start(site: Path, code: str, *, hook: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `code` in a bare interpreter that has `site` as its site-packages folder, or merely on its path."""
-    add = f"import site; site.addsitedir({str(site)!r})" if hook else f"import sys; sys.path.append({str(site)!r})"
+    add = f"import site, sys; site.addsitedir({str(site)!r})" if hook else f"import sys; sys.path.append({str(site)!r})"
+    if not (site / "lm_eval").exists():
+        add += f"; sys.path.append({INSTALLED!r})"
     command = [sys.executable, "-I", "-S", "-W", "error", "-c", f"{add}\n{code}"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -76,23 +84,29 @@ def test_a_python_that_never_imports_lm_eval_never_imports_us(site: Path) -> Non
     assert output(site, "import json, sys; print('mesa_lm' in sys.modules)") == "False"
 
 
+@pytest.mark.parametrize("site", ["imitation"], indirect=True)
 def test_nothing_changes_where_lm_eval_is_absent(site: Path) -> None:
     shutil.rmtree(site / "lm_eval")
+    (site / "lm_eval").touch()  # the installed one stays out of sight
     assert output(site, "try: import lm_eval\nexcept ModuleNotFoundError as error: print(error)") == (
         "No module named 'lm_eval'"
     )
 
 
 def test_model_is_registered_lazily(site: Path) -> None:
-    code = "import sys, lm_eval.models; from lm_eval.api.registry import model_registry; print(model_registry)"
-    assert output(site, code) == "{'mesa-hf': 'mesa_lm.harness.model:MesaHFLM'}"
+    code = f"import sys; {REGISTERED}; print('mesa_lm.harness.model' in sys.modules)"
+    assert output(site, code) == "True\nFalse"
+
+
+@pytest.mark.parametrize("site", ["imitation"], indirect=True)
+def test_model_is_registered_by_its_target(site: Path) -> None:
+    assert output(site, f"{REGISTERED}; print(model_registry['mesa-hf'])") == "True\nmesa_lm.harness.model:MesaHFLM"
 
 
 def test_a_model_that_lm_eval_discovered_itself_stays(site: Path) -> None:
-    discovery = "from lm_eval.api.registry import model_registry\nmodel_registry['mesa-hf'] = 'entry point'\n"
-    write(site / "lm_eval", {"models/__init__.py": discovery})
-    code = "import lm_eval.models; from lm_eval.api.registry import model_registry; print(model_registry)"
-    assert output(site, code) == "{'mesa-hf': 'entry point'}"
+    # A second registration with another target is an error in both.
+    discovered = "from lm_eval.api.registry import model_registry; model_registry.register('mesa-hf', target='other:A')"
+    assert output(site, f"{discovered}; {REGISTERED}") == "True"
 
 
 @pytest.mark.parametrize("first", ["lm_eval.tasks", "lm_eval.evaluator", "mesa_lm", "mesa_lm.harness.task_manager"])
@@ -103,13 +117,17 @@ def test_task_manager_is_ours_everywhere(site: Path, first: str) -> None:
 @pytest.mark.parametrize("first", ["sys", "lm_eval.models, lm_eval.evaluator", "mesa_lm.harness.task_manager"])
 def test_importing_mesa_lm_is_enough_without_the_hook(site: Path, first: str) -> None:
     code = f"import {first}, mesa_lm\nmesa_lm.install()\n{IN_USE}"
-    model = "import lm_eval.models; from lm_eval.api.registry import model_registry; print(*model_registry)"
-    assert output(site, f"{code}\n{model}", hook=False) == "\n".join(["mesa_lm.harness.task_manager"] * 3 + ["mesa-hf"])
+    ours = "\n".join(["mesa_lm.harness.task_manager"] * 3)
+    assert output(site, f"{code}\n{REGISTERED}", hook=False) == f"{ours}\nTrue"
 
 
 def test_watched_modules_keep_their_loader(site: Path) -> None:
-    code = "import inspect, lm_eval.models; print(inspect.getsource(lm_eval.models), type(lm_eval.models.__loader__))"
-    assert output(site, code) == "HERE = __file__\n <class '_frozen_importlib_external.SourceFileLoader'>"
+    code = """
+import inspect, lm_eval.models, pathlib
+text = pathlib.Path(lm_eval.models.__file__).read_text()
+print(inspect.getsource(lm_eval.models) == text, type(lm_eval.models.__loader__))
+"""
+    assert output(site, code) == "True <class '_frozen_importlib_external.SourceFileLoader'>"
 
 
 @pytest.mark.parametrize(
@@ -134,10 +152,20 @@ def test_a_broken_package_breaks_neither_python_nor_lm_eval(site: Path, broken: 
 
 def test_broken_discovery_leaves_the_stock_task_manager_and_the_model(site: Path) -> None:
     write(site / "mesa_lm", {"harness/task_manager.py": "raise RuntimeError('broken discovery')"})
-    model = "import lm_eval.models; from lm_eval.api.registry import model_registry; print(*model_registry)"
-    result = start(site, f"{IN_USE}\n{model}")
-    assert result.stdout.splitlines() == ["lm_eval.tasks.manager"] * 3 + ["mesa-hf"]
+    result = start(site, f"{IN_USE}\n{REGISTERED}")
+    assert result.stdout.splitlines() == ["lm_eval.tasks.manager"] * 3 + ["True"]
     assert result.stderr == ("mesa-lm is installed but could not be activated: RuntimeError('broken discovery')\n")
+
+
+def test_missing_tasks_leave_the_stock_task_manager(site: Path) -> None:
+    missing = (
+        "from pathlib import Path\nfrom mesa_lm.errors import lost_link\nraise lost_link(Path('/a/mesa_lm/tasks'))\n"
+    )
+    write(site / "mesa_lm", {"harness/task_manager.py": missing})
+    result = start(site, IN_USE)
+    assert result.stdout.splitlines() == ["lm_eval.tasks.manager"] * 3
+    (line,) = result.stderr.splitlines()
+    assert "could not be activated" in line and "/a/mesa_lm/tasks must be a link" in line
 
 
 def test_the_hook_is_one_guarded_line() -> None:
@@ -147,7 +175,7 @@ def test_the_hook_is_one_guarded_line() -> None:
 
 def test_importing_the_real_package_activates_it_cheaply(tmp_path: Path) -> None:
     code = f"""
-import sys; sys.path[:0] = [{str(PACKAGE.parent)!r}, {sysconfig.get_path("purelib")!r}]
+import sys; sys.path[:0] = [{str(PACKAGE.parent)!r}, {INSTALLED!r}]
 import mesa_lm
 print(any(type(finder).__module__ == "mesa_lm.harness.plugin" for finder in sys.meta_path))
 print([name for name in ("torch", "transformers", "lm_eval") if name in sys.modules])

@@ -1,7 +1,6 @@
 """Whatever breaks during a sweep: nothing finished is lost or done twice, and what is missing runs again."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,12 +12,15 @@ import psutil
 import pytest
 
 ray = pytest.importorskip("ray")
+from fake_worker import ElsewhereWorker, FakeWorker, NodeWorker, order, ran  # noqa: E402
+
 from mesa_lm.demo import MODEL_PATH  # noqa: E402
 from mesa_lm.errors import UsageError  # noqa: E402
-from mesa_lm.pipelines import config, plan, run, store  # noqa: E402
+from mesa_lm.pipelines.run import run_sweep  # noqa: E402
+from mesa_lm.pipelines.shards import plan_shards  # noqa: E402
+from mesa_lm.pipelines.sweep_file import load_sweep  # noqa: E402
 
 pytestmark = pytest.mark.slow
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
 SWEEP = """
 name: test
@@ -33,50 +35,12 @@ max_attempts: 2
 """
 
 
-class FakeWorker:
-    """Answers without a model; what happens to a shard is told by a file named after its leaf and first sample."""
-
-    def __init__(self, sweep, model, cwd):
-        self.sweep = sweep
-        self.store = store.Store(sweep.out)
-
-    def run(self, shard):
-        with (self.sweep.out / "ran").open("a") as file:
-            file.write(f"{shard.key}\n")
-        order = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
-        what = order.read_text() if order.exists() else ""
-        if what == "kill once":
-            order.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if what == "slow":
-            time.sleep(2)
-        if what == "hang once":
-            order.unlink()
-            time.sleep(600)
-        if what in ("failed", "oom"):
-            return {"status": what, "error": f"{what} on purpose", "seconds": 0.0}
-        eaten = []
-        while what == "eat":
-            eaten.append(b"x" * 2**27)
-            assert len(eaten) < 64, "nobody minds"
-            time.sleep(0.05)
-        about = {"leaf": shard.leaf, "batch_sizes": [], "eot_token_id": 1, "max_length": 99, "peak_bytes": 1}
-        about["evaluation_s"] = 0.1
-        about |= {"model_info": {"mesa_lm": {"truncated_samples": 0}}, "seconds": 0.1}
-        about["tokenizer"] = dict.fromkeys(("pad_token", "eos_token", "bos_token"), "x")
-        about["tokenizer"] |= dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id"), 0)
-        self.store.write_shard(
-            shard.key, about | {"responses": {str(i): [["1"]] for i in range(shard.start, shard.stop)}}
-        )
-        return {"status": "done", "seconds": 0.1}
-
-
 @pytest.fixture
 def sweep(tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(SWEEP.replace("OUT", str(tmp_path / "out")).replace("MODEL", str(MODEL_PATH)))
     (tmp_path / "out").mkdir()
-    return config.load(path)
+    return load_sweep(path)
 
 
 @pytest.fixture
@@ -86,18 +50,10 @@ def local_ray():
     ray.shutdown()
 
 
-def order(sweep, method, leaf, start, what):
-    (sweep.out / f"{method}-{leaf}-{start}").write_text(what)
-
-
-def ran(sweep):
-    return Counter((sweep.out / "ran").read_text().split())
-
-
 def test_a_killed_worker_is_replaced_and_its_shard_runs_again(sweep, local_ray):
     order(sweep, 0, "passkey_long_130", 1, "kill once")
-    outcome = run.run(sweep, factory=FakeWorker)
-    shards = plan.plan(sweep)
+    outcome = run_sweep(sweep, factory=FakeWorker)
+    shards = plan_shards(sweep)
     killed = next(s for s in shards if (s.method, s.leaf, s.start) == (0, "passkey_long_130", 1))
     assert (outcome.done, outcome.failed) == (len(shards), {})
     assert ran(sweep) == Counter({shard.key: 1 for shard in shards}) + Counter([killed.key])
@@ -106,16 +62,16 @@ def test_a_killed_worker_is_replaced_and_its_shard_runs_again(sweep, local_ray):
 
 def test_a_raising_shard_fails_alone_and_runs_again_next_time(sweep, local_ray):
     order(sweep, 1, "passkey_long_80", 2, "failed")
-    outcome = run.run(sweep, factory=FakeWorker)
+    outcome = run_sweep(sweep, factory=FakeWorker)
     ((shard, error),) = outcome.failed.items()
     assert (shard.leaf, shard.start, error) == ("passkey_long_80", 2, "failed on purpose")
-    assert ran(sweep)[shard.key] == sweep.max_attempts and outcome.done == len(plan.plan(sweep)) - 1
+    assert ran(sweep)[shard.key] == sweep.max_attempts and outcome.done == len(plan_shards(sweep)) - 1
     (partial,) = [path for path in outcome.results if "0-1-0" in str(path)]
     report = json.loads(partial.read_text())
     assert list(report["configs"]) == ["passkey_long_130"] and report["sweep"]["missing"] == ["passkey_long_80"]
 
     (sweep.out / "1-passkey_long_80-2").unlink()
-    again = run.run(sweep, factory=FakeWorker)
+    again = run_sweep(sweep, factory=FakeWorker)
     assert (again.done, again.reused, again.failed) == (outcome.done + 1, outcome.done, {})
     assert sum(ran(sweep).values()) == outcome.done + sweep.max_attempts + 1
     assert not list((sweep.out / "failures").glob("*.json"))
@@ -126,23 +82,23 @@ def test_out_of_memory_is_a_result_and_longer_inputs_are_skipped(sweep, local_ra
     # Costliest first: with one worker the longer length is done before the shorter one runs out of memory.
     longer = sweep.model_copy(update={"lengths": (80, 130, 260)})
     order(longer, 1, "passkey_long_130", 0, "oom")
-    outcome = run.run(longer, factory=FakeWorker)
+    outcome = run_sweep(longer, factory=FakeWorker)
     assert outcome.failed == {} and {s.leaf for s in outcome.out_of_memory if s.method == 0} >= {"passkey_long_80"}
     for path in (longer.out / "failures").glob("*.json"):
         assert json.loads(path.read_text())["status"] == "oom"
     before = sum(ran(longer).values())
 
-    again = run.run(longer, factory=FakeWorker)
+    again = run_sweep(longer, factory=FakeWorker)
     assert sum(ran(longer).values()) == before  # known to be too long
     assert {s.leaf for s in again.out_of_memory} == {s.leaf for s in outcome.out_of_memory}
 
 
 def test_damaged_shard_files_run_again(sweep, local_ray, caplog):
-    done = run.run(sweep, factory=FakeWorker).done
+    done = run_sweep(sweep, factory=FakeWorker).done
     first, second, *_ = sorted((sweep.out / "shards").glob("*.jsonl"))
     first.write_text(first.read_text()[:-20])
     second.write_text(second.read_text().replace('"1"', '"2"', 1))
-    outcome = run.run(sweep, factory=FakeWorker)
+    outcome = run_sweep(sweep, factory=FakeWorker)
     assert (outcome.done, outcome.reused) == (done, done - 2)
     assert sorted(key for key, times in ran(sweep).items() if times == 2) == sorted([first.stem, second.stem])
     assert f"{first} is damaged; the shard runs again" in caplog.text
@@ -166,8 +122,8 @@ def small_disk(tmp_path):
 def test_a_full_disk_loses_nothing_and_stops_the_sweep(sweep, local_ray, small_disk, room):
     sweep = sweep.model_copy(update={"out": small_disk / "out"})
     assert mounted("-o", f"remount,size={room}", str(small_disk))
-    outcome = run.run(sweep)  # the workers that evaluate, with the demo model
-    shards = plan.plan(sweep)
+    outcome = run_sweep(sweep)  # the workers that evaluate, with the demo model
+    shards = plan_shards(sweep)
     files = {path.stem for path in (sweep.out / "shards").glob("*.jsonl")}
     assert outcome.done == len(files) == len(shards) - len(outcome.failed)
     assert {shard.key for shard in outcome.failed}.isdisjoint(files)
@@ -178,12 +134,12 @@ def test_a_full_disk_loses_nothing_and_stops_the_sweep(sweep, local_ray, small_d
     assert not [path for path in sweep.out.rglob(".*") if not path.name.startswith(".nfs")]
 
     assert mounted("-o", "remount,size=4m", str(small_disk))
-    again = run.run(sweep)
+    again = run_sweep(sweep)
     assert (again.done, again.reused, again.failed, again.unwritten) == (len(shards), len(files), {}, {})
     assert len(again.results) == 2 and json.loads((sweep.out / "summary.json").read_text())["done"] == len(shards)
 
 
-def test_a_worker_that_ray_ends_for_want_of_memory_is_out_of_memory_in_the_end(sweep, monkeypatch):
+def test_a_worker_that_ray_ends_because_memory_is_short_is_out_of_memory_in_the_end(sweep, monkeypatch):
     used = psutil.virtual_memory().percent / 100
     room = 1.5 * 2**30 / psutil.virtual_memory().total
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + room:.4f}")
@@ -191,10 +147,10 @@ def test_a_worker_that_ray_ends_for_want_of_memory_is_out_of_memory_in_the_end(s
     order(sweep, 0, "passkey_long_80", 0, "eat")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=40)
     try:
-        outcome = run.run(sweep, factory=FakeWorker)
+        outcome = run_sweep(sweep, factory=FakeWorker)
     finally:
         ray.shutdown()
-    shards = plan.plan(sweep)
+    shards = plan_shards(sweep)
     eater = next(s for s in shards if (s.method, s.leaf, s.start) == (0, "passkey_long_80", 0))
     assert outcome.failed == {} and eater in outcome.out_of_memory
     assert ran(sweep)[eater.key] == sweep.max_attempts
@@ -237,36 +193,26 @@ def test_a_removed_node_takes_nothing_with_it(sweep):
         thread = threading.Thread(target=remove, daemon=True)
         thread.start()
         pinned = sweep.model_copy(update={"workers": sweep.workers.model_copy(update={"count": 2})})
-        outcome = run.run(pinned, factory=NodeWorker)
-        assert (outcome.done, outcome.failed) == (len(plan.plan(sweep)), {})
+        outcome = run_sweep(pinned, factory=NodeWorker)
+        assert (outcome.done, outcome.failed) == (len(plan_shards(sweep)), {})
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-class NodeWorker(FakeWorker):
-    """Hangs only until the node is removed, if it happens to run on the other one."""
-
-    def run(self, shard):
-        order_file = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
-        if order_file.exists():
-            order_file.unlink()
-            while not (self.sweep.out / "removed").exists():
-                time.sleep(0.05)
-        return super().run(shard)
-
-
 DRIVER = """
 import sys
+from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_faults
-test_faults.run.run(test_faults.config.load({path!r}), factory=test_faults.FakeWorker)
+from fake_worker import FakeWorker
+from mesa_lm.pipelines.run import run_sweep
+from mesa_lm.pipelines.sweep_file import load_sweep
+run_sweep(load_sweep(Path({path!r})), factory=FakeWorker)
 """
 
 
 def driver(tmp_path):
-    code = DRIVER.format(tests=str(Path(__file__).parent), path=str(tmp_path / "sweep.yaml"))
-    code = code.replace("load('", "load(test_faults.Path('").replace(".yaml')", ".yaml'))")
+    code = DRIVER.format(tests=str(Path(__file__).parents[1]), path=str(tmp_path / "sweep.yaml"))
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -279,7 +225,7 @@ def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path)
         assert first.poll() is None
         time.sleep(0.1)
     with pytest.raises(UsageError, match="another sweep is writing here"):
-        run.run(sweep, factory=FakeWorker)
+        run_sweep(sweep, factory=FakeWorker)
     first.kill()
     first.wait()
     time.sleep(3)  # its workers notice
@@ -288,24 +234,16 @@ def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path)
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
     try:
-        outcome = run.run(sweep, factory=FakeWorker)
+        outcome = run_sweep(sweep, factory=FakeWorker)
     finally:
         ray.shutdown()
-    assert outcome.done == len(plan.plan(sweep)) and outcome.reused == len(finished) > 1
+    assert outcome.done == len(plan_shards(sweep)) and outcome.reused == len(finished) > 1
     assert all(ran(sweep)[key] == before[key] for key in finished)
 
 
-class ElsewhereWorker(FakeWorker):
-    """Stores its answers on a disk of its own, as a node without the shared one does."""
-
-    def __init__(self, sweep, model, cwd):
-        super().__init__(sweep, model, cwd)
-        self.store = store.Store(sweep.out.with_name("elsewhere"))
-
-
 def test_answers_that_nobody_here_finds_are_failures(sweep, local_ray):
-    outcome = run.run(sweep, factory=ElsewhereWorker)
-    assert (outcome.done, outcome.results, len(outcome.failed)) == (0, [], len(plan.plan(sweep)))
+    outcome = run_sweep(sweep, factory=ElsewhereWorker)
+    assert (outcome.done, outcome.results, len(outcome.failed)) == (0, [], len(plan_shards(sweep)))
     assert set(outcome.failed.values()) == {f"its answers are not in {sweep.out}, which every node must share"}
 
 
@@ -321,7 +259,7 @@ def test_relative_paths_are_the_drivers_on_a_cluster_started_elsewhere(tmp_path,
     Path("sweep.yaml").write_text(SWEEP.replace("OUT", "out").replace("MODEL", "./model"))
     ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
     try:
-        outcome = run.run(config.load(Path("sweep.yaml")))
+        outcome = run_sweep(load_sweep(Path("sweep.yaml")))
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -10,7 +10,12 @@ import pytest
 
 pytest.importorskip("filelock")
 from mesa_lm.demo import MODEL_PATH
-from mesa_lm.pipelines import config, merge, plan, store, worker
+from mesa_lm.pipelines.entry_tasks import forget_tasks
+from mesa_lm.pipelines.merge import merge_shards
+from mesa_lm.pipelines.shards import plan_shards
+from mesa_lm.pipelines.store import Store
+from mesa_lm.pipelines.sweep_file import load_sweep
+from mesa_lm.pipelines.worker import Worker
 from mesa_lm.reporting.ranking import COSTS, rank
 from mesa_lm.reporting.results import read
 
@@ -37,19 +42,19 @@ def merged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     path = folder / "sweep.yaml"
     path.write_text(SWEEP.replace("OUT", str(folder / "out")).replace("MODEL", str(MODEL_PATH)))
-    sweep = config.load(path)
-    shards = plan.plan(sweep)
+    sweep = load_sweep(path)
+    shards = plan_shards(sweep)
     assert len(shards) > 12  # every task is cut
-    one = worker.Worker(sweep, 0)
-    kept = store.Store(sweep.out)
+    one = Worker(sweep, 0)
+    kept = Store(sweep.out)
     for shard in shards:
         report = one.run(shard)
-        assert report["status"] == "done", report
+        assert report.status == "done", report
     results = {}
     for method in range(2):
         for task in range(2):
             own = [shard for shard in shards if (shard.method, shard.task) == (method, task)]
-            results[method, task] = merge.merge(sweep, own, kept)
+            results[method, task] = merge_shards(sweep, own, kept)
     return results
 
 
@@ -144,13 +149,13 @@ def test_choices_of_a_task_of_the_users_own_are_a_single_run(tmp_path):
     for name, place in places.items():
         text = text.replace(name, str(place))
     path.write_text(text)
-    sweep = config.load(path)
-    shards = plan.plan(sweep)
+    sweep = load_sweep(path)
+    shards = plan_shards(sweep)
     assert len(shards) > 1
     for shard in shards:  # each in a process of its own, as far as random numbers go
-        plan._task_manager.cache_clear()
-        assert worker.Worker(sweep, 0).run(shard)["status"] == "done"
-    ours = merge.merge(sweep, shards, store.Store(sweep.out))
+        forget_tasks()
+        assert Worker(sweep, 0).run(shard).status == "done"
+    ours = merge_shards(sweep, shards, Store(sweep.out))
     command = [sys.executable, "-m", "lm_eval", "--model", "mesa-hf", "--tasks", "drawn_choices", "--log_samples"]
     command += ["--include_path", str(tasks), "--output_path", str(tmp_path / "single")]
     command += ["--model_args", f"pretrained={MODEL_PATH},method=rerope"]

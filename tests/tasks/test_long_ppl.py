@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.task_manager import TaskManager
-from tasks.long_ppl import source_text, sources, task, utils
+from mesa_lm.tasks.long_ppl import cutting, documents, embedded_text, samples, sources, task
 
 SPECIAL = ["<s>", "</s>", "<unk>"]
-CORPUS = [utils.source_text()[:20_000]]
+CORPUS = [embedded_text.held_out_text()[:20_000]]
 
 
 def wrapped(tokenizer: Tokenizer, single: str) -> PreTrainedTokenizerFast:
@@ -55,7 +55,8 @@ TOKENIZER = TOKENIZERS["bos"]
 
 
 def docs(length: int = 101, **options: object) -> list[dict]:
-    return list(utils.long_ppl_dataset(length=length, **{"num_samples": 7, "tokenizer": TOKENIZER, **options})["test"])
+    settings = {"num_samples": 7, "tokenizer": TOKENIZER, **options}
+    return list(samples.long_ppl_dataset(length=length, **settings)["test"])
 
 
 def texts(length: int = 101, **options: object) -> list[str]:
@@ -82,7 +83,7 @@ def test_longer_samples_begin_with_the_shorter_ones() -> None:
 
 
 def test_samples_start_at_evenly_spaced_lines() -> None:
-    source = utils.source_text()
+    source = embedded_text.held_out_text()
     lines = [line for line in source.split("\n") if line]
     found = texts(997)
     assert [text.split("\n")[0] for text in found] == [lines[i * len(lines) // 7] for i in range(7)]
@@ -93,10 +94,11 @@ def test_samples_start_at_evenly_spaced_lines() -> None:
 @pytest.fixture
 def small_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifteen characters in three lines and an empty one, each a token; tails of three."""
-    monkeypatch.setattr(utils, "source_text", lambda: "ab cd\n\nef gh\nij")
-    monkeypatch.setattr(utils, "line_starts", utils.line_starts.__wrapped__)
-    monkeypatch.setattr(utils, "token_counter", lambda *_: len)
-    monkeypatch.setattr(utils, "TAIL", 3)
+    monkeypatch.setattr(embedded_text, "held_out_text", lambda: "ab cd\n\nef gh\nij")
+    monkeypatch.setattr(embedded_text, "line_starts", embedded_text.line_starts.__wrapped__)
+    monkeypatch.setattr(samples, "token_counter", lambda *_: len)
+    for module in (documents, samples):
+        monkeypatch.setattr(module, "TAIL", 3)
 
 
 @pytest.mark.usefixtures("small_source")
@@ -130,7 +132,7 @@ def test_every_length_has_the_same_tail_after_as_many_tokens(name: str) -> None:
         for doc in (short, middle, long):
             assert doc["length"] - 4 < len(tokenizer(doc["context"])["input_ids"]) <= doc["length"]
             assert doc["context"] == doc["context"].rstrip()
-            assert abs(doc["tail_tokens"] - utils.TAIL) <= 3
+            assert abs(doc["tail_tokens"] - documents.TAIL) <= 3
             if name != "unsplit":
                 context, both = (
                     tokenizer(text)["input_ids"] for text in (doc["context"], doc["context"] + doc["tail"])
@@ -237,7 +239,7 @@ def test_a_folder_without_documents_names_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_source_is_recorded() -> None:
-    digest = sha256(utils.source_text().encode()).hexdigest()
+    digest = sha256(embedded_text.held_out_text().encode()).hexdigest()
     assert {doc["source_sha256"] for doc in docs()} == {digest}
 
 
@@ -248,7 +250,7 @@ def test_source_is_held_out_from_training(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / excluded).mkdir()
         (tmp_path / excluded / "m.py").write_text("excluded\n")
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
-    training, held_out = (source_text.standard_library(held_out=part) for part in (False, True))
+    training, held_out = (embedded_text.standard_library(held_out=part) for part in (False, True))
     assert 0 < len(held_out) < len(training)
     assert sorted(training + held_out) == sorted(f"{i}\n" for i in range(50))
 
@@ -262,21 +264,21 @@ def test_cut_is_the_longest_that_fits(weights: list[int], share: float, special:
         return special + sum(map(int, part))
 
     length = round(count(text[:1]) + share * (count(text) - count(text[:1])))
-    cut = utils.longest_piece(text, length, count)
+    cut = cutting.longest_piece(text, length, count)
     assert text.startswith(cut)
     assert count(cut) <= length
     assert cut == text or count(text[: len(cut) + 1]) > length
 
 
 def test_few_counts_are_needed() -> None:
-    source, calls = utils.source_text(), []
+    source, calls = embedded_text.held_out_text(), []
 
     def count(part: str) -> int:
         calls.append(part)
         return len(TOKENIZER(part)["input_ids"])
 
-    for start in utils.line_starts()[:5000:500]:
-        utils.longest_piece(source[start:], 997, count)
+    for start in embedded_text.line_starts()[:5000:500]:
+        cutting.longest_piece(source[start:], 997, count)
     assert len(calls) <= 10 * 10
 
 
@@ -288,19 +290,22 @@ def test_few_counts_are_needed() -> None:
         ({"length": 5}, "did you mean 'lengths'?"),
         ({"num_samples": 0}, "num_samples must be a whole number of at least 1; found 0"),
         ({"num_samples": "5"}, "found '5'"),
-        ({"num_samples": 10**6}, f"must be at most {len(utils.line_starts())}, the number of lines of the held-out"),
+        (
+            {"num_samples": 10**6},
+            f"must be at most {len(embedded_text.line_starts())}, the number of lines",
+        ),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
-        utils.check_options(options)
+        samples.check_options(options)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="long_ppl"):
         TaskManager(include_defaults=False, metadata=options).match_tasks(["long_ppl_4k"])
 
 
 def test_options_of_models_and_other_tasks_pass() -> None:
-    utils.check_options({"lengths": [5], "num_samples": 5, "max_length": 5, "depths": 5, "prompt": "chat", "seed": 1})
+    samples.check_options({"lengths": [5], "num_samples": 5, "max_length": 5, "depths": 5, "prompt": "chat", "seed": 1})
 
 
 def test_scores() -> None:
@@ -369,7 +374,7 @@ def test_run_by_lm_eval(kind: type, options: dict[str, object], monkeypatch: pyt
 
 
 def test_lengths_use_the_same_documents_by_default() -> None:
-    folder = Path(utils.__file__).parent
+    folder = Path(task.__file__).parent
     group, leaf = (yaml.load((folder / name).read_text(), Loader=AnyTag) for name in ("long_ppl.yaml", "_length.yaml"))
     assert group["metadata"]["lengths"] == leaf["metadata"]["lengths"]
 
@@ -384,4 +389,4 @@ AnyTag.add_constructor("!function", lambda loader, node: node.value)
 def test_an_empty_cell_is_a_document_that_is_too_short(tmp_path):
     path = tmp_path / "docs.jsonl"
     path.write_text('{"text": null}\n{"text": "some words"}\n')
-    assert list(sources.read_documents(str(path), None, None, None)) == ["", "some words"]
+    assert list(sources.read_documents(sources.Source(str(path)))) == ["", "some words"]

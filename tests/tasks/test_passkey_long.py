@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.harness.task_manager import TaskManager
 from mesa_lm.methods.registry import available_methods
-from tasks.passkey_long import utils
-from tasks.passkey_long.texts import DESCRIPTION, FILLER, MAX_KEY, NEEDLE, PROMPTS, QUESTION
+from mesa_lm.tasks.passkey_long import questions
+from mesa_lm.tasks.passkey_long.texts import DESCRIPTION, FILLER, MAX_KEY, NEEDLE, PROMPTS, QUESTION
 
 NUMBER = r"\d+"
 SPECIAL = ["<s>", "</s>", "<unk>"]
@@ -73,7 +73,7 @@ TOKENIZER = TOKENIZERS["byte_level"]
 
 def docs(length: int = 700, **options: object) -> list[dict]:
     settings = {"num_samples": 11, "depths": None, "prompt": "plain", "seed": 0, "tokenizer": TOKENIZER}
-    return list(utils.passkey_dataset(length=length, **{**settings, **options})["test"])
+    return list(questions.passkey_dataset(length=length, **{**settings, **options})["test"])
 
 
 def count(text: str, tokenizer: PreTrainedTokenizerFast = TOKENIZER, **options: object) -> int:
@@ -102,7 +102,7 @@ def test_a_wrong_cost_per_filler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
         words = len(text.split())
         return words + max(0, words - 500)
 
-    monkeypatch.setattr(utils, "token_counter", lambda *_: tokens_beyond)
+    monkeypatch.setattr(questions, "token_counter", lambda *_: tokens_beyond)
     for doc in docs(1501):
         assert 1501 - 40 < doc["tokens"] == tokens_beyond(doc["prompt"]) <= 1501
 
@@ -138,10 +138,10 @@ def test_seed_and_length_change_the_questions() -> None:
 
 
 def test_keys_and_depths_are_uniform() -> None:
-    drawn = utils.draw_questions(512, 20_000, None, 0)
+    drawn = questions.draw_questions(512, 20_000, None, 0)
     assert all(1 <= question.key <= MAX_KEY for question in drawn)
     tenths = Tally(question.key * 10 // (MAX_KEY + 1) for question in drawn)
-    places = Tally(utils.Prompt(question, 9).before for question in drawn)
+    places = Tally(questions.Prompt(question, 9).before for question in drawn)
     for tally in (tenths, places):
         assert sorted(tally) == list(range(10))
         assert all(1850 < n < 2150 for n in tally.values())
@@ -202,9 +202,9 @@ def test_a_hundred_long_prompts_tokenize_less_than_three_texts() -> None:
         seen.append(len(text))
         return len(text.split())
 
-    counter = utils.Counter(count_words, *PROMPTS["plain"])
-    questions = utils.draw_questions(131_072, 100, None, 0)
-    prompts = [counter.longest(question, 131_072) for question in questions]
+    counter = questions.PromptCounter(count_words, *PROMPTS["plain"])
+    drawn = questions.draw_questions(131_072, 100, None, 0)
+    prompts = [counter.longest(question, 131_072) for question in drawn]
     assert all(131_072 - 19 < counter.count(prompt) <= 131_072 for prompt in prompts)
     assert sum(seen) < 3 * 131_072 * len(FILLER) / 19
 
@@ -234,7 +234,7 @@ def test_a_hundred_long_prompts_tokenize_less_than_three_texts() -> None:
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
-        utils.check_options(options)
+        questions.check_options(options)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="passkey_long"):
         TaskManager(include_defaults=False, metadata=options).match_tasks(["passkey_long_4k"])
@@ -243,8 +243,8 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
 def test_arguments_of_models_are_no_misspelt_options() -> None:
     names = [*inspect.signature(HFLM.__init__).parameters, "max_seq_lengths", "max_model_len"]
     names += [field.name for method in available_methods().values() for field in fields(method)]
-    utils.check_options(dict.fromkeys(names, 1))
-    utils.check_options({"lengths": [5], "num_samples": 5, "depths": [0, 1], "prompt": "chat", "seed": -1})
+    questions.check_options(dict.fromkeys(names, 1))
+    questions.check_options({"lengths": [5], "num_samples": 5, "depths": [0, 1], "prompt": "chat", "seed": -1})
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_arguments_of_models_are_no_misspelt_options() -> None:
     ],
 )
 def test_score(answer: str, acc: float, exact_match: float) -> None:
-    assert utils.score({"key": 1234567}, [answer]) == {"acc": acc, "exact_match": exact_match}
+    assert questions.score({"key": 1234567}, [answer]) == {"acc": acc, "exact_match": exact_match}
 
 
 class Reader(LM):

@@ -1,6 +1,7 @@
 """passkey_grid, longeval_lines and govreport_long: what is asked, at which length, and how it is scored."""
 
 import json
+import random
 from collections import Counter
 
 import pytest
@@ -8,9 +9,9 @@ from lm_eval import simple_evaluate
 
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
-from tasks.govreport_long import utils as govreport
-from tasks.longeval_lines import utils as lines
-from tasks.passkey_grid import utils as grid
+from mesa_lm.tasks.govreport_long import reports as govreport
+from mesa_lm.tasks.longeval_lines import records as lines
+from mesa_lm.tasks.passkey_grid import grid
 
 COUNT = token_counter(load_tokenizer({}), None)
 GRID = {"num_samples": 3, "depths": 5, "prompt": "plain", "seed": 0}
@@ -40,7 +41,7 @@ def test_a_record_of_lines_has_as_many_as_fit_and_the_value_asked_for(length):
         assert doc["tokens"] == COUNT(doc["prompt"]) <= length
         assert f"line {doc['name']}: REGISTER_CONTENT is <{doc['value']}>\n" in doc["prompt"]
         assert doc["prompt"].endswith(f"in line {doc['name']}? I need the number.")
-        record = lines.draw(lines.random.Random(f"0 {length} {i}"), "")
+        record = lines.draw_record(random.Random(f"0 {length} {i}"), "")
         assert len(set(record.names)) == len(record.names)
         assert COUNT(record.text(doc["lines"] + 1)) > length
 

@@ -13,8 +13,8 @@ from mesa_lm.errors import UsageError
 from mesa_lm.methods.base import Method
 from mesa_lm.models.attach import extrapolate
 from mesa_lm.reporting.results import read, select
-from mesa_lm.tasks.long_ppl import utils as long_ppl
-from mesa_lm.tasks.passkey_long import utils as passkey_long
+from mesa_lm.tasks.long_ppl.samples import long_ppl_dataset
+from mesa_lm.tasks.passkey_long.questions import passkey_dataset, score
 
 STEPS_PER_DOUBLING = 3
 BATCH_TOKENS = 16384  # tokens that go through the model together, at least one sample
@@ -79,13 +79,16 @@ def passkey_curves(
     Raises:
         UsageError: T is too short for the fixed texts.
     """
-    settings = {"num_samples": samples, "depths": None, "prompt": "plain", "seed": 0, "tokenizer": tokenizer}
 
     def measure(length: int) -> float:
-        docs = list(passkey_long.passkey_dataset(length=length, **settings)["test"])
+        questions = passkey_dataset(
+            length=length, num_samples=samples, depths=None, prompt="plain", seed=0, tokenizer=tokenizer
+        )
+        docs = list(questions["test"])
         rows = [tokenizer(doc["prompt"])["input_ids"] for doc in docs]
-        answers = [tokenizer.decode(answer, skip_special_tokens=True) for answer in _generate(model, tokenizer, rows)]
-        scores = [passkey_long.score(doc, [answer])["acc"] for doc, answer in zip(docs, answers, strict=True)]
+        generated = _generate(model, tokenizer, rows)
+        answers = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in generated]
+        scores = [score(doc, [answer])["acc"] for doc, answer in zip(docs, answers, strict=True)]
         return float(sum(scores) / len(scores))
 
     with extrapolate(model, methods["origin"]):
@@ -117,7 +120,7 @@ def tail_curves(
     Raises:
         UsageError: The held-out text of the long_ppl task is too short.
     """
-    docs = long_ppl.long_ppl_dataset(length=lengths[-1], num_samples=samples, tokenizer=tokenizer)["test"]
+    docs = long_ppl_dataset(length=lengths[-1], num_samples=samples, tokenizer=tokenizer)["test"]
     texts = [tokenizer(doc["text"], add_special_tokens=False)["input_ids"] for doc in docs]
     # A text may fall short of the longest length by a token or two; a batch needs equal ones.
     shortest = min(map(len, texts))

@@ -4,20 +4,40 @@ import random
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mesa_lm.errors import UsageError, unknown_name
-from mesa_lm.harness.task_options import check_count, check_option_names, is_count, wrong_option
+from mesa_lm.errors import UsageError
+from mesa_lm.harness.task_options import (
+    COUNT,
+    WHOLE_NUMBER,
+    OptionRule,
+    OptionRules,
+    check_task_options,
+    is_count,
+    is_shares,
+)
 from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
 from mesa_lm.tasks.passkey_long import texts
 
-OPTIONS = ("lengths", "num_samples", "depths", "prompt", "seed")
 CHAT = "chat"  # the prompt made by the tokenizer's own chat template
+DEPTHS = OptionRule(
+    lambda value: is_count(value) or is_shares(value),
+    "a whole number of at least 1, or a list of shares from 0 to 1",
+)
+RULES: OptionRules = {
+    "num_samples": COUNT,
+    "seed": WHOLE_NUMBER,
+    "depths": OptionRule(DEPTHS.or_none().fits, f"null, {DEPTHS.allowed}"),
+    "prompt": (*texts.PROMPTS, CHAT),
+}
+# Called with the user's metadata before anything is loaded; the README describes the options.
+check_options = partial(check_task_options, "passkey_long", RULES)
 # Fillers on either side of another text that are tokenized with it; what is farther away cannot change its tokens.
 EDGE = 4
 
@@ -46,7 +66,7 @@ class Prompt(NamedTuple):
         return self.question.key, self.before, self.fillers - self.before
 
 
-class Counter:
+class PromptCounter:
     """Count prompts in tokens without tokenizing them whole.
 
     Every filler far from the other texts costs the same number of tokens, so a prompt with few fillers tells how many
@@ -91,30 +111,6 @@ class Counter:
         return self._known[case]
 
 
-def check_options(metadata: Mapping[str, Any]) -> None:
-    """Check the options of passkey_long before anything is loaded; the README describes them.
-
-    Args:
-        metadata: The user's metadata. It holds the arguments of the model, too, so that an unknown name is wrong only
-            if it resembles an option.
-
-    Raises:
-        UsageError: An option is misspelt, of the wrong type or out of range.
-    """
-    check_option_names("passkey_long", metadata, OPTIONS)
-    check_count("passkey_long", "num_samples", metadata)
-    if "seed" in metadata and type(metadata["seed"]) is not int:
-        raise wrong_option("passkey_long", "seed", "a whole number", metadata)
-    depths = metadata.get("depths")
-    if depths is not None and not is_count(depths) and not _is_shares(depths):
-        raise wrong_option(
-            "passkey_long", "depths", "null, a whole number of at least 1, or a list of shares from 0 to 1", metadata
-        )
-    prompts = (*texts.PROMPTS, CHAT)
-    if metadata.get("prompt", CHAT) not in prompts:
-        raise UsageError(unknown_name("passkey_long prompt", str(metadata["prompt"]), prompts))
-
-
 def passkey_dataset(
     *,
     length: int,
@@ -143,17 +139,39 @@ def passkey_dataset(
         UsageError: An option is wrong, the length is too short, or the tokenizer has no chat template.
         ModelError: There is no such tokenizer, or it cannot be loaded.
     """
-    options = {"num_samples": num_samples, "depths": depths, "prompt": prompt, "seed": seed}
-    check_options(model_args | options)
-    tokenizer = load_tokenizer(model_args)
-    prefix, suffix = _affixes(prompt, tokenizer, model_args)
-    counter = Counter(token_counter(tokenizer, model_args.get("add_bos_token")), prefix, suffix)
+    check_options(model_args | {"num_samples": num_samples, "depths": depths, "prompt": prompt, "seed": seed})
     questions = draw_questions(length, num_samples, depths, seed)
+    return {"test": Dataset.from_list(build_prompts("passkey_long", questions, length, prompt, seed, model_args))}
+
+
+def build_prompts(
+    task: str, questions: Sequence[Question], length: int, prompt: str, seed: int, model_args: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Build the prompts of some questions.
+
+    Args:
+        task: Name of the task that asks them, for errors.
+        questions: The questions.
+        length: Tokens of the whole prompt.
+        prompt: Name of the prompt variant.
+        seed: Of the questions.
+        model_args: The arguments of the model that name its tokenizer, and others.
+
+    Returns:
+        Rows of the columns that `passkey_dataset` describes.
+
+    Raises:
+        UsageError: The length is too short, or the tokenizer has no chat template.
+        ModelError: There is no such tokenizer, or it cannot be loaded.
+    """
+    tokenizer = load_tokenizer(model_args)
+    prefix, suffix = _affixes(task, prompt, tokenizer, model_args)
+    counter = PromptCounter(token_counter(tokenizer, model_args.get("add_bos_token")), prefix, suffix)
     if _bare_tokens(counter, questions) > length:
         # Keys drawn for another length may take more tokens.
         more = [*questions, *draw_questions(length, 200, None, seed), Question(texts.MAX_KEY, 0.0)]
         raise UsageError(
-            f"passkey_long: a length of {length} tokens is too short for the fixed texts of prompt {prompt!r}; "
+            f"{task}: a length of {length} tokens is too short for the fixed texts of prompt {prompt!r}; "
             f"with this tokenizer it must be at least {_bare_tokens(counter, more)}"
         )
     prompts = [counter.longest(question, length) for question in questions]
@@ -161,7 +179,7 @@ def passkey_dataset(
     if counter.count_tokens(counter.text(*probe.parts)) != counter.count(probe):
         counter.edge = sys.maxsize
         prompts = [counter.longest(question, length) for question in questions]
-    return {"test": Dataset.from_list([_doc(counter, prompt, length) for prompt in prompts])}
+    return [_row(counter, prompt, length) for prompt in prompts]
 
 
 def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
@@ -196,7 +214,7 @@ def draw_questions(length: int, num_samples: int, depths: int | list[float] | No
         Questions; the first ones are the same whatever their number.
     """
     if isinstance(depths, int):
-        depths = [i / (depths - 1) for i in range(depths)] if depths > 1 else [0.5]
+        depths = evenly_spaced(depths)
     questions = []
     for i in range(num_samples):
         rng = random.Random(f"{seed} {length} {i}")
@@ -205,13 +223,20 @@ def draw_questions(length: int, num_samples: int, depths: int | list[float] | No
     return questions
 
 
-def _affixes(prompt: str, tokenizer: PreTrainedTokenizerBase, model_args: Mapping[str, Any]) -> tuple[str, str]:
+def evenly_spaced(number: int) -> list[float]:
+    """Return so many depths from 0 to 1; the middle where it is one."""
+    return [i / (number - 1) for i in range(number)] if number > 1 else [0.5]
+
+
+def _affixes(
+    task: str, prompt: str, tokenizer: PreTrainedTokenizerBase, model_args: Mapping[str, Any]
+) -> tuple[str, str]:
     """Return what stands before and after the text in a prompt variant."""
     if prompt != CHAT:
         return texts.PROMPTS[prompt]
     if not tokenizer.chat_template:
         raise UsageError(
-            f"passkey_long: the tokenizer {tokenizer.name_or_path!r} has no chat template, which prompt 'chat' needs "
+            f"{task}: the tokenizer {tokenizer.name_or_path!r} has no chat template, which prompt 'chat' needs "
             f"(without one: {', '.join(texts.PROMPTS)})"
         )
     settings = dict(model_args.get("chat_template_args") or {})
@@ -219,16 +244,17 @@ def _affixes(prompt: str, tokenizer: PreTrainedTokenizerBase, model_args: Mappin
         settings["enable_thinking"] = model_args["enable_thinking"]
     message = {"role": "user", "content": f"{texts.DESCRIPTION}\n\n{texts.QUESTION}"}
     rendered = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, **settings)
+    assert isinstance(rendered, str)  # not tokenized
     prefix, _, suffix = rendered.partition(texts.DESCRIPTION)
     return prefix, suffix
 
 
-def _bare_tokens(counter: Counter, questions: Iterable[Question]) -> int:
+def _bare_tokens(counter: PromptCounter, questions: Iterable[Question]) -> int:
     """Return the tokens that the longest of the questions takes without any filler."""
     return max(counter.count(Prompt(question, 0)) for question in questions)
 
 
-def _doc(counter: Counter, prompt: Prompt, length: int) -> dict[str, Any]:
+def _row(counter: PromptCounter, prompt: Prompt, length: int) -> dict[str, Any]:
     return {
         "prompt": counter.text(*prompt.parts),
         "key": prompt.question.key,
@@ -236,7 +262,3 @@ def _doc(counter: Counter, prompt: Prompt, length: int) -> dict[str, Any]:
         "tokens": counter.count(prompt),
         "depth": prompt.before / max(1, prompt.fillers),
     }
-
-
-def _is_shares(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(v) in (int, float) and 0 <= v <= 1 for v in value)

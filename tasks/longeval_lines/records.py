@@ -3,16 +3,19 @@
 import random
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from mesa_lm.errors import UsageError, unknown_name
-from mesa_lm.harness.task_options import check_count, check_option_names, wrong_option
+from mesa_lm.errors import UsageError
+from mesa_lm.harness.task_options import COUNT, WHOLE_NUMBER, OptionRules, check_task_options
 from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
 from mesa_lm.tasks.longeval_lines import texts
 
-OPTIONS = ("lengths", "num_samples", "prompt", "seed")
+RULES: OptionRules = {"num_samples": COUNT, "seed": WHOLE_NUMBER, "prompt": tuple(texts.ENDINGS)}
+# Called with the user's metadata before anything is loaded; the README describes the options.
+check_options = partial(check_task_options, "longeval_lines", RULES)
 
 
 class Record(NamedTuple):
@@ -32,23 +35,6 @@ class Record(NamedTuple):
         pairs = zip(self.names[:lines], self.values[:lines], strict=True)
         record = "".join(texts.LINE.format(name=name, value=value) for name, value in pairs)
         return texts.HEAD + record + (texts.QUESTION + self.ending).format(name=self.names[self.asked(lines)])
-
-
-def check_options(metadata: Mapping[str, Any]) -> None:
-    """Check the options of longeval_lines before anything is loaded; the README describes them.
-
-    Args:
-        metadata: The user's metadata, the arguments of the model among it.
-
-    Raises:
-        UsageError: An option is misspelt, of the wrong type or out of range.
-    """
-    check_option_names("longeval_lines", metadata, OPTIONS)
-    check_count("longeval_lines", "num_samples", metadata)
-    if "seed" in metadata and type(metadata["seed"]) is not int:
-        raise wrong_option("longeval_lines", "seed", "a whole number", metadata)
-    if metadata.get("prompt", "plain") not in texts.ENDINGS:
-        raise UsageError(unknown_name("longeval_lines prompt", str(metadata["prompt"]), texts.ENDINGS))
 
 
 def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **model_args: Any) -> dict[str, Dataset]:
@@ -74,7 +60,7 @@ def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **mo
     count_tokens = token_counter(load_tokenizer(model_args), model_args.get("add_bos_token"))
     docs = []
     for i in range(num_samples):
-        record = draw(random.Random(f"{seed} {length} {i}"), texts.ENDINGS[prompt])
+        record = draw_record(random.Random(f"{seed} {length} {i}"), texts.ENDINGS[prompt])
         lines = most_lines(record, length, count_tokens)
         asked, text = record.asked(lines), record.text(lines)
         docs.append(
@@ -91,7 +77,7 @@ def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **mo
     return {"test": Dataset.from_list(docs)}
 
 
-def draw(rng: random.Random, ending: str) -> Record:
+def draw_record(rng: random.Random, ending: str) -> Record:
     """Draw a record of as many lines as there are names, no name twice."""
     names = [f"{adjective}-{noun}" for adjective in texts.ADJECTIVES.split() for noun in texts.NOUNS.split()]
     rng.shuffle(names)

@@ -1,7 +1,7 @@
 """Take reports whose prompts have a given length in tokens, and score their summaries."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ from datasets import Dataset, load_dataset
 from rouge_score.rouge_scorer import RougeScorer
 
 from mesa_lm.errors import UsageError
-from mesa_lm.harness.task_options import check_count, check_option_names, wrong_option
+from mesa_lm.harness.task_options import COUNT, TEXT, OptionRules, check_task_options
 from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
 
-OPTIONS = ("lengths", "num_samples", "data", "split", "bin_width")
+RULES: OptionRules = {"num_samples": COUNT, "bin_width": COUNT, "data": TEXT, "split": TEXT}
+# Called with the user's metadata before anything is loaded; the README describes the options.
+check_options = partial(check_task_options, "govreport_long", RULES)
 # The columns of a report and its summary in the copies that are in use.
 COLUMNS = (("report", "summary"), ("document", "summary"), ("input", "output"))
 KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -22,23 +24,6 @@ PROMPT = (
     "Now, write a one-page summary of the report.\n\nSummary:"
 )
 METRICS = ("rouge1", "rouge2", "rougeL")
-
-
-def check_options(metadata: Mapping[str, Any]) -> None:
-    """Check the options of govreport_long before anything is loaded; the README describes them.
-
-    Args:
-        metadata: The user's metadata, the arguments of the model among it.
-
-    Raises:
-        UsageError: An option is misspelt, of the wrong type or out of range.
-    """
-    check_option_names("govreport_long", metadata, OPTIONS)
-    check_count("govreport_long", "num_samples", metadata)
-    check_count("govreport_long", "bin_width", metadata)
-    for name in ("data", "split"):
-        if name in metadata and not (isinstance(metadata[name], str) and metadata[name]):
-            raise wrong_option("govreport_long", name, "a text", metadata)
 
 
 def reports_dataset(

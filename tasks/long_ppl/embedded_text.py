@@ -4,7 +4,9 @@ The split is by file path, so that it is the same on every machine with the same
 """
 
 import hashlib
+import re
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 HELD_OUT_SHARE = 10  # one file in ten
@@ -29,3 +31,15 @@ def standard_library(held_out: bool) -> list[str]:
 
 def _bucket(path: Path) -> int:
     return int(hashlib.sha256(path.as_posix().encode()).hexdigest(), 16) % HELD_OUT_SHARE
+
+
+@cache
+def held_out_text() -> str:
+    """Return the held-out files, one after the other."""
+    return "\n".join(standard_library(held_out=True))
+
+
+@cache
+def line_starts() -> list[int]:
+    """Return where in the held-out text its lines start, empty ones left out."""
+    return [line.start() for line in re.finditer("^.", held_out_text(), re.MULTILINE)]

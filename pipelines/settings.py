@@ -1,0 +1,142 @@
+"""The settings of a sweep: which models, methods, tasks and lengths, and on which workers.
+
+`mesa_lm.pipelines.sweep_file` reads them from YAML; docs/pipeline.md describes them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mesa_lm.methods.registry import make_method
+
+
+class Section(BaseModel):
+    """A mapping of the file, whose names are all known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelEntry(Section):
+    """A model, as `--model_args` of mesa-hf describe it; without `pretrained` the demo model."""
+
+    pretrained: str | None = Field(None, description="folder or name on the hub; none: the demo model")
+    revision: str = Field("main", description="branch, tag or commit on the hub")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    args: dict[str, Any] = Field({}, description="other arguments of mesa-hf, such as parallelize")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of mesa-hf; defaults are left out, as a user of lm_eval would."""
+        named = self.model_dump(exclude={"args"}, exclude_defaults=True)
+        return {**named, **self.args}
+
+    @property
+    def name(self) -> str:
+        """The model's name, "demo" for the one that ships."""
+        return self.pretrained or "demo"
+
+
+class MethodEntry(Section):
+    """A method and its parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    method: str
+
+    @model_validator(mode="after")
+    def _known(self) -> MethodEntry:
+        make_method(self.method, **self.parameters)  # raises MethodError, which names what is wrong
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that are set."""
+        return dict(self.model_extra or {})
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of mesa-hf."""
+        return {"method": self.method, **self.parameters}
+
+    @property
+    def label(self) -> str:
+        """The method with the parameters that are set."""
+        given = ", ".join(f"{name}={value}" for name, value in sorted(self.parameters.items()))
+        return f"{self.method} ({given})" if given else self.method
+
+
+class TaskEntry(Section):
+    """A task or group of lm-eval."""
+
+    task: str
+    metadata: dict[str, Any] = Field({}, description="options of the task, as for `lm_eval --metadata`")
+    limit: Annotated[int, Field(gt=0)] | None = Field(None, description="first samples of each task only")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(None, description="as for lm_eval")
+
+
+class WorkerSettings(Section):
+    """What evaluates."""
+
+    count: Annotated[int, Field(gt=0)] | Literal["auto"] = Field("auto", description="auto: as many as fit the cluster")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="of each worker; a fraction shares one")
+    cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="of each worker")
+    threads: Annotated[int, Field(gt=0)] = Field(1, description="of torch in each worker")
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_fraction(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("must be a whole number above 1, as Ray has it")
+        return gpus
+
+
+class TrackingSettings(Section):
+    """Where results are logged to Weights & Biases."""
+
+    project: str
+    entity: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Sweep(Section):
+    """Everything that a sweep evaluates: models x methods x tasks x lengths."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(description="of the sweep, and its group in W&B")
+    out: Path = Field(description="folder of everything that is written")
+    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)] = (ModelEntry(),)
+    methods: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1)]
+    include_path: Path | None = Field(None, description="folder of tasks of your own, as for lm_eval")
+    lengths: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="tokens; none: those of the tasks")
+    batch_size: Annotated[int, Field(gt=0)] = 1
+    seed: int = Field(0, description="of Python; lm-eval's defaults seed the rest")
+    shard_tokens: Annotated[int, Field(gt=0)] = Field(2_000_000, description="most tokens of a shard")
+    max_attempts: Annotated[int, Field(gt=0)] = Field(3, description="of a shard, in one run of the sweep")
+    longer_after_oom: bool = Field(False, description="try longer inputs where shorter ones ran out of memory")
+    workers: WorkerSettings = WorkerSettings()
+    wandb: TrackingSettings | None = None
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_are_methods(cls, methods: Any) -> Any:
+        return _mappings("method", methods)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names_are_tasks(cls, tasks: Any) -> Any:
+        return _mappings("task", tasks)
+
+    def metadata(self, task: TaskEntry) -> dict[str, Any]:
+        """Options of a task, with the sweep's lengths."""
+        return {**({"lengths": list(self.lengths)} if self.lengths else {}), **task.metadata}
+
+
+def _mappings(key: str, value: Any) -> Any:
+    """Return a list of entries, or a single one, with names replaced by mappings of `key` to the name."""
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple({key: entry} if isinstance(entry, str) else entry for entry in entries)

@@ -1,0 +1,134 @@
+"""Cut a sweep into shards: ranges of samples of one task, for one model and method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.task import Task
+
+from mesa_lm.errors import UsageError
+from mesa_lm.lengths import split_length_name
+from mesa_lm.pipelines.entry_tasks import forget_tasks, load_leaves
+from mesa_lm.pipelines.settings import Sweep, TaskEntry
+from mesa_lm.pipelines.shard_keys import answers_identity, documents_digest, shard_key
+
+CHARACTERS_PER_TOKEN = 4  # to estimate the cost of tasks that name no length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Some samples of one task for one model and method.
+
+    Args:
+        key: Of its answers: a digest of everything that determines them.
+        model: Index of the model in the sweep.
+        method: Index of the method.
+        task: Index of the task.
+        leaf: The task of lm-eval itself, such as `passkey_long_4k`.
+        length: Input length in tokens, None where the task names none.
+        start: First sample.
+        stop: One past the last.
+        cost: Tokens, roughly.
+        documents: A digest of the documents that the samples are made of.
+    """
+
+    key: str
+    model: int
+    method: int
+    task: int
+    leaf: str
+    length: int | None
+    start: int
+    stop: int
+    cost: int
+    documents: str
+
+    @property
+    def group(self) -> str:
+        """The leaf without its length."""
+        return split_length_name(self.leaf)[0] if self.length else self.leaf
+
+    @property
+    def entry(self) -> tuple[int, int, int]:
+        """The indices of its model, method and task in the sweep."""
+        return self.model, self.method, self.task
+
+    def described(self, sweep: Sweep) -> str:
+        """Return what it evaluates, for people."""
+        model, method = sweep.models[self.model].name, sweep.methods[self.method].label
+        return f"{model}, {method}, {self.leaf}, samples {self.start} to {self.stop - 1}"
+
+
+def plan_shards(sweep: Sweep) -> list[Shard]:
+    """Return the shards of a sweep, the costliest first.
+
+    Builds every task's documents once per model, because their number, and for some tasks their text, depend on the
+    model's tokenizer.
+
+    Raises:
+        MesaError: A task or an option is unknown or wrong.
+    """
+    if sweep.include_path is not None and not sweep.include_path.expanduser().is_dir():
+        raise UsageError(f"include_path: there is no folder {str(sweep.include_path)!r}")
+    forget_tasks()
+    shards: list[Shard] = []
+    for model, described in enumerate(sweep.models):
+        for task, entry in enumerate(sweep.tasks):
+            leaves = load_leaves(sweep, described, entry)
+            for method in range(len(sweep.methods)):
+                for name, leaf in leaves.items():
+                    shards += _cut(sweep, (model, method, task), str(name), leaf)
+    return sorted(shards, key=lambda shard: (-shard.cost, shard.model, shard.method, shard.leaf, shard.start))
+
+
+def _cut(sweep: Sweep, indices: tuple[int, int, int], name: str, leaf: Task) -> Iterator[Shard]:
+    """Cut one task of lm-eval under one model and method."""
+    model, method, task = indices
+    entry = sweep.tasks[task]
+    length = _length(entry, name, leaf)
+    count = len(leaf.eval_docs) if entry.limit is None else min(entry.limit, len(leaf.eval_docs))
+    costs = [length or _tokens(leaf.eval_docs[i]) for i in range(count)]
+    # Few-shot examples are drawn one sample after another: a task that has some is not cut.
+    whole = bool(entry.num_fewshot or leaf.config.num_fewshot)
+    identity = answers_identity(sweep, sweep.models[model], sweep.methods[method], entry, leaf)
+    for start, stop in _ranges(costs, sum(costs) if whole else sweep.shard_tokens):
+        documents = documents_digest(leaf, start, stop)
+        yield Shard(
+            key=shard_key(identity, name, start, stop, documents),
+            model=model,
+            method=method,
+            task=task,
+            leaf=name,
+            length=length,
+            start=start,
+            stop=stop,
+            cost=sum(costs[start:stop]),
+            documents=documents,
+        )
+
+
+def _length(entry: TaskEntry, name: str, leaf: Task) -> int | None:
+    """Return the input length in tokens that a task or its name says, if they do."""
+    said = (leaf.config.dataset_kwargs or {}).get("length") or (leaf.config.metadata or {}).get("length")
+    if isinstance(said, int):
+        return said
+    group, labelled = split_length_name(name)
+    return (labelled if group == entry.task else None) or None
+
+
+def _tokens(document: Any) -> int:
+    return 1 + len(str(document)) // CHARACTERS_PER_TOKEN
+
+
+def _ranges(costs: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
+    """Cut samples into ranges of about equal cost, none above `most` unless a single sample is."""
+    pieces = max(1, -(-sum(costs) // max(1, most)))
+    target = sum(costs) / pieces
+    start, spent = 0, 0
+    for stop, cost in enumerate(costs, start=1):
+        spent += cost
+        if spent >= target or stop == len(costs):
+            yield start, stop
+            start, spent = stop, 0

@@ -1,0 +1,66 @@
+"""What makes the answers of a shard those of another one."""
+
+from functools import partial
+
+import pytest
+
+pytest.importorskip("ray")
+from mesa_lm.pipelines import shard_keys
+from mesa_lm.pipelines.entry_tasks import load_leaves
+from mesa_lm.pipelines.settings import ModelEntry, Sweep
+from mesa_lm.pipelines.shard_keys import hub_commit, task_digest, weights_identity
+from mesa_lm.pipelines.shards import plan_shards
+
+
+def test_a_model_that_is_trained_again_in_its_folder_is_another_one(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"first")
+    model = ModelEntry(pretrained=str(tmp_path))
+    before = weights_identity(model)
+    assert before == weights_identity(model)
+    file.write_bytes(b"other")
+    assert weights_identity(model) != before
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(shard_keys, "hf_hub_download", partial(shard_keys.hf_hub_download, cache_dir=tmp_path))
+    model = ModelEntry(pretrained="some/model")
+    assert weights_identity(model) == [("commit", "")]
+    for commit in ("a" * 40, "b" * 40):  # the hub's cache, before and after somebody has pushed
+        snapshot = tmp_path / "models--some--model" / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        (snapshot.parents[1] / "refs").mkdir(exist_ok=True)
+        (snapshot.parents[1] / "refs" / "main").write_text(commit)
+        hub_commit.cache_clear()
+        assert weights_identity(model) == [("commit", commit)]
+    hub_commit.cache_clear()
+
+
+def test_a_task_that_asks_or_scores_otherwise_is_another_one(tmp_path):
+    sweep = Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=["passkey_long_512"])
+    leaf = load_leaves(sweep, sweep.models[0], sweep.tasks[0])["passkey_long_512"]
+    again = load_leaves(sweep, sweep.models[0], sweep.tasks[0])["passkey_long_512"]
+    before = task_digest(leaf)
+    assert task_digest(again) == before
+    again.config.generation_kwargs["max_gen_toks"] += 1
+    assert task_digest(again) != before
+
+
+def test_a_key_names_model_method_task_samples_seed_and_documents(tmp_path):
+    base = {"name": "a", "out": tmp_path, "methods": ["mesa"], "tasks": [{"task": "passkey_long", "limit": 2}]}
+    base |= {"lengths": [80], "shard_tokens": 100}
+    variants = [
+        {},
+        {"models": [{"pretrained": None, "dtype": "bfloat16"}]},
+        {"methods": [{"method": "mesa", "reserve": 1}]},
+        {"tasks": [{"task": "passkey_long", "limit": 2, "metadata": {"seed": 1}}]},
+        {"batch_size": 2},
+        {"seed": 1},
+    ]
+    keys = [{shard.key for shard in plan_shards(Sweep(**base | variant))} for variant in variants]
+    assert [len(found) for found in keys] == [2] * len(variants)  # one for each sample
+    assert len(set().union(*keys)) == 2 * len(variants)
+    same = [{"name": "b"}, {"out": tmp_path / "other"}, {"workers": {"threads": 2}}, {"max_attempts": 1}]
+    assert all({shard.key for shard in plan_shards(Sweep(**base | other))} == keys[0] for other in same)
