@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mesa_lm.lengths import length_label
 from mesa_lm.pipelines.config import Sweep, load
 from mesa_lm.pipelines.plan import Shard, plan
 from mesa_lm.pipelines.store import Store, quiet
-from mesa_lm.reporting.results import length_label
 
 # A rough rate to turn tokens into hours, of a 7B model in half precision on one data-centre GPU.
 TOKENS_PER_S = 5_000.0
@@ -38,7 +38,7 @@ def sweep(
         _print_plan(configuration, shards, tokens_per_s)
         return 0
     from mesa_lm.pipelines.run import run
-    from mesa_lm.pipelines.tracking import Target, track
+    from mesa_lm.pipelines.tracking import Target, log_results
 
     try:
         outcome = run(configuration, address)
@@ -51,7 +51,7 @@ def sweep(
         raise
     if configuration.wandb is not None and outcome.results:
         target = Target(group=configuration.name, folder=configuration.out / "tracking", **dict(configuration.wandb))
-        track([configuration.out / "results"], target)
+        log_results([configuration.out / "results"], target)
     print(
         f"{outcome.done} shards done, {outcome.reused} of them by an earlier run; {len(outcome.failed)} failed, "
         f"{len(outcome.out_of_memory)} out of memory"
