@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import wandb
 
 from mesa_lm.errors import UsageError
 from mesa_lm.pipelines.secrets import without_secrets
-from mesa_lm.pipelines.tracked import Log, board_log, method_log, row_of
+from mesa_lm.pipelines.wandb_content import log_leaderboard, log_method
+from mesa_lm.reporting.files import write_atomically
 from mesa_lm.reporting.ranking import rank
-from mesa_lm.reporting.results import read
+from mesa_lm.reporting.results import Results, read
 
 logger = logging.getLogger(__name__)
 
@@ -70,30 +71,29 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
+class _PlannedRun:
     """One run to log: its name, the parts that identify it, its tags, what its numbers depend on, and what logs it."""
 
     name: str
     job_type: str
-    parts: tuple[str, ...]
-    tags: tuple[str, ...]
-    content: tuple[bytes, ...]
-    log: Log
+    parts: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    content: Sequence[Any]
+    log: Callable[[Any], dict[str, Any]]
 
     def id_in(self, target: Target) -> str:
-        """Its id, the same whenever it is logged."""
-        named = json.dumps([target.project, target.group, self.job_type, *self.parts])
-        return hashlib.sha256(named.encode()).hexdigest()[:16]
+        """Return its id, the same whenever it is logged."""
+        return _digest(target.project, target.group, self.job_type, *self.parts)[:16]
 
 
-def track(results: Iterable[Path], target: Target) -> list[str]:
+def log_results(paths: Iterable[Path], target: Target) -> list[str]:
     """Log every model and method of some results, and the leaderboard.
 
     What was logged before and has not changed is not logged again. A failure of W&B is logged as a warning and never
     raised: the results are on disk and can be logged later by the same call.
 
     Args:
-        results: Results files, or folders that hold some.
+        paths: Results files, or folders that hold some.
         target: Where to log.
 
     Returns:
@@ -106,54 +106,44 @@ def track(results: Iterable[Path], target: Target) -> list[str]:
     if mode == "disabled":
         return []
     logged = []
-    for run in _runs(results):
+    for run in _planned_runs(read(paths)):
         done, mode = _log_once(target, mode, run)
         if done:
             logged.append(run.name)
             if run.job_type == "leaderboard" and mode == "online":
-                _report(target)
+                update_report(target)
     return logged
 
 
-def _runs(results: Iterable[Path]) -> list[_Run]:
-    """Return the runs that some results are logged as: one per model and method, and the leaderboard."""
-    cells = read(results)
-    entries = rank(cells)
-    runs = []
-    for (model, method), group in groupby(cells, key=lambda cell: (cell.model, cell.method)):
-        own = list(group)
+def _planned_runs(results: Results) -> Iterator[_PlannedRun]:
+    """Yield the runs that some results are logged as: one per model and method, and the leaderboard."""
+    entries = rank(results)
+    for model, method in results.table[["model", "method"]].drop_duplicates().itertuples(index=False, name=None):
+        own = results.where(model=model, method=method)
         board = [entry for entry in entries if (entry.model, entry.method) == (model, method)]
-        content = [path.read_bytes() for path in sorted({cell.source for cell in own})]
-        commits = {json.loads(text).get("git_hash") for text in content}
-        # Its rank depends on the other methods too.
-        content += [json.dumps(row_of(entry)).encode() for entry in board]
-        runs.append(
-            _Run(
-                name=f"{Path(model).name} {method}",
-                job_type="eval",
-                parts=(model, method),
-                tags=(model, method, *(str(commit) for commit in commits if commit)),
-                content=tuple(content),
-                log=method_log(own, board),
-            )
+        commits = {file.content.get("git_hash") for file in own.files.values()}
+        yield _PlannedRun(
+            name=f"{Path(model).name} {method}",
+            job_type="eval",
+            parts=(model, method),
+            tags=(model, method, *(str(commit) for commit in commits if commit)),
+            # Its rank depends on the other methods too.
+            content=[*(file.content for _, file in sorted(own.files.items())), *(entry.row() for entry in board)],
+            log=partial(log_method, results=own, entries=board),
         )
     if entries:
-        table = json.dumps([row_of(entry) for entry in entries]).encode()
-        board_run = _Run(
-            name="leaderboard", job_type="leaderboard", parts=(), tags=(), content=(table,), log=board_log(entries)
-        )
-        runs.append(board_run)
-    return runs
+        rows, log = [entry.row() for entry in entries], partial(log_leaderboard, entries=entries)
+        yield _PlannedRun(name="leaderboard", job_type="leaderboard", content=rows, log=log)
 
 
-def _log_once(target: Target, mode: str, run: _Run) -> tuple[bool, str]:
+def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[bool, str]:
     """Log one run in full unless the same was logged before.
 
     Returns:
         Whether it was logged, and the mode for the next: offline once W&B could not be reached, as one wait is enough.
     """
     run_id = run.id_in(target)
-    digest = hashlib.sha256(b"\0".join([mode.encode(), *run.content])).hexdigest()
+    digest = _digest(mode, *run.content)
     if (_read_state(target.folder).get(run_id) or {}).get("digest") == digest:
         return False, mode
     earlier = _folders(target, run_id)
@@ -184,7 +174,7 @@ def _folders(target: Target, run_id: str) -> set[Path]:
     return set((target.folder / "wandb").glob(f"*run-*-{run_id}*"))
 
 
-def _write_run(target: Target, mode: str, run_id: str, planned: _Run) -> None:
+def _write_run(target: Target, mode: str, run_id: str, planned: _PlannedRun) -> None:
     """Log one run."""
     target.folder.mkdir(parents=True, exist_ok=True)
     # Artifacts wait here until they are synced, which may be on another machine: beside the runs, not in a home.
@@ -218,7 +208,7 @@ def _write_run(target: Target, mode: str, run_id: str, planned: _Run) -> None:
     run.finish()
 
 
-def _report(target: Target) -> None:
+def update_report(target: Target) -> None:
     """Create the report that shows the leaderboard, or bring it up to date, where wandb-workspaces is installed."""
     try:
         from wandb_workspaces.reports import v2 as reports
@@ -249,6 +239,10 @@ def _has_api_key() -> bool:
     return False
 
 
+def _digest(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def _read_state(folder: Path) -> dict[str, Any]:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -258,6 +252,4 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
-    part = folder / f"{STATE}.part"
-    part.write_text(json.dumps(state, indent=2), encoding="utf-8")
-    part.replace(folder / STATE)
+    write_atomically(folder / STATE, json.dumps(state, indent=2))

@@ -1,7 +1,4 @@
-"""Inputs, runs and files that several tests share."""
-
-import json
-from pathlib import Path
+"""Inputs and runs that several tests share."""
 
 import torch
 
@@ -48,45 +45,3 @@ def together_and_alone(model, rows: list[torch.Tensor], side: str, tokens: torch
     return [
         (logits[i, mask[i].bool()], decode(model, torch.cat([row, tokens]), len(row))) for i, row in enumerate(rows)
     ]
-
-
-def save_results(
-    folder: Path,
-    method: str,
-    scores: dict[int, dict[str, float]],
-    *,
-    metric: str = "acc",
-    task: str = "keys",
-    model: str = "org/base",
-    logged: bool = True,
-    answer: str = "none",
-) -> Path:
-    """Save what lm-eval would for a method: per length the score of each sample by its document."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {length: f"{task}_{length}" for length in scores}
-    report = {
-        "results": {
-            name: {f"{metric},none": sum(scores[n].values()) / len(scores[n]), f"{metric}_stderr,none": 0.1}
-            for n, name in names.items()
-        },
-        "configs": {name: {"metadata": {"length": length}} for length, name in names.items()},
-        "group_subtasks": {task: list(names.values())},
-        "higher_is_better": {name: {metric: metric != "nll"} for name in names.values()},
-        "n-samples": {name: {"effective": len(scores[length])} for length, name in names.items()},
-        "config": {
-            "model": "mesa-hf",
-            "model_args": {"pretrained": model, "method": method},
-            "mesa_lm": {"method": method, "parameters": {}, "train_length": 512},
-        },
-        "date": 1.0,
-    }
-    path = folder / f"results_{task}_{method}.json"
-    path.write_text(json.dumps(report))
-    for length, name in names.items() if logged else ():
-        lines = [
-            {"doc_id": i, "doc_hash": key, "target_hash": "t", "filter": "none", metric: score}
-            | {"target": "right", "filtered_resps": [answer]}
-            for i, (key, score) in enumerate(scores[length].items())
-        ]
-        (folder / f"samples_{name}_{task}_{method}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return path

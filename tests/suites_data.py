@@ -34,7 +34,7 @@ INFINITEBENCH = {
 SCROLLS = {
     "gov_report": (FILLER, "Grass is green."),
     "summ_screen_fd": (FILLER, "Grass is green."),
-    "qmsum": (f"What was decided?\n\n{FILLER}", "Nothing."),
+    "qmsum": (f"What was decided?\n\n{FILLER}", "Nothing at all."),
     "qasper": (f"Is grass green?\n\n{FILLER}", "Yes"),
     "narrative_qa": (f"What is green?\n\n{FILLER}", "Grass"),
     "contract_nli": (f"Grass is green.\n\n{FILLER}", "Entailment"),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mesa_lm.errors import UsageError, unknown_name
+from mesa_lm.lengths import parse_length
 
 DEFAULT_SHAPE = "tiny-6x512"
 DEFAULT_METHODS = ["stock", "origin", "mesa"]
@@ -53,14 +54,16 @@ def bench(
     prefill_s` (or decode_s, peak_bytes) draws the results.
     """
     chosen = [_method(text) for text in _names(method or DEFAULT_METHODS)]
-    counts = [_length(text) for text in _listed("lengths", lengths)]
-    sizes = [_number("batches", text) for text in _listed("batches", batches)]
+    counts = [_positive("lengths", text) for text in _listed("lengths", lengths)]
+    sizes = [_positive("batches", text) for text in _listed("batches", batches)]
     import torch
     from rich.console import Console
 
-    from mesa_lm.studies.bench.memory import GIB
-    from mesa_lm.studies.bench.report import print_table, rows, write
-    from mesa_lm.studies.bench.run import DTYPES, Plan, run
+    from mesa_lm.reporting.costs import GIB
+    from mesa_lm.reporting.files import make_folder
+    from mesa_lm.studies.bench.bench_results import print_trials, save_trials, trial_rows
+    from mesa_lm.studies.bench.benchmark import DTYPES, run_benchmark
+    from mesa_lm.studies.bench.trials import Plan
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,10 +71,7 @@ def bench(
     for kind in kinds:
         if kind not in DTYPES:
             raise UsageError(unknown_name("dtype", kind, DTYPES))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be created: {error.strerror or error}") from error
+    make_folder(out)
     plan = Plan(
         model=model,
         shape=shape,
@@ -88,21 +88,21 @@ def bench(
         limit_bytes=None if memory_limit is None else int(memory_limit * GIB),
     )
     with Console(stderr=True).status("starting") as status:
-        cells = run(plan, status.update)
-    paths = write(plan, cells, out)
+        trials = run_benchmark(plan, status.update)
+    paths = save_trials(plan, trials, out)
     if in_json:
-        print(json.dumps({"files": [str(path) for path in paths], "cells": list(rows(cells))}, indent=2))
+        print(json.dumps({"files": [str(path) for path in paths], "cells": list(trial_rows(trials))}, indent=2))
         return
-    print_table(plan, cells)
+    print_trials(plan, trials)
     for path in paths:
         print(path)
 
 
 def _names(given: list[str]) -> list[str]:
     from mesa_lm.methods.registry import available_methods
-    from mesa_lm.studies.bench.timing import STOCK
+    from mesa_lm.studies.bench.timing import STOCK_NAME
 
-    everything = [STOCK, *available_methods()]
+    everything = [STOCK_NAME, *available_methods()]
     return list(dict.fromkeys(name for text in given for name in (everything if text == "all" else [text])))
 
 
@@ -122,13 +122,9 @@ def _listed(option: str, text: str) -> list[str]:
     return parts
 
 
-def _length(text: str) -> int:
-    """Read a length in tokens as task names write it: 4096 or 4k."""
-    number = text.removesuffix("k")
-    return _number("lengths", number, text) * (1024 if number != text else 1)
-
-
-def _number(option: str, text: str, found: str | None = None) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--{option} must be positive integers (or 4k for 4096 tokens), found {found or text!r}")
-    return int(text)
+def _positive(option: str, text: str) -> int:
+    """Read a number; 4k is 4096 as in the names of tasks."""
+    number = parse_length(text)
+    if number is None:
+        raise UsageError(f"--{option} must be positive integers (or 4k for 4096 tokens), found {text!r}")
+    return number

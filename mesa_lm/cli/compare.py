@@ -19,16 +19,12 @@ def compare(
     """Compare two methods sample by sample, at every length that both were evaluated at.
 
     Needs results of `lm_eval --log_samples`. Where a folder holds several methods, name one: `FOLDER::METHOD`. Samples
-    that score 0 or 1 are compared by McNemar's exact test, others by a paired bootstrap.
+    that score 0 or 1 are compared by McNemar's exact test, others by a sign-flip test.
     """
-    from mesa_lm.reporting.comparison import compare as compared
-    from mesa_lm.reporting.comparison import side
+    from mesa_lm.reporting.comparison import compare_methods, read_side
 
-    sides = [
-        [cell for cell in side(argument) if metric in (None, cell.metric) and task in (None, cell.task)]
-        for argument in (first, second)
-    ]
-    rows = sorted(compared(*sides), key=lambda row: (row.task, row.metric, row.length))
+    sides = [read_side(argument).where(metric=metric, task=task) for argument in (first, second)]
+    rows = sorted(compare_methods(*sides), key=lambda row: (row.task, row.metric, row.length))
     if as_json:
         print(json.dumps([row._asdict() for row in rows], indent=2))
         return
@@ -41,8 +37,9 @@ def compare(
                 f"{row.first:.4g}",
                 f"{row.second:.4g}",
                 f"{row.second - row.first:+.4g}",
-                "{:+.3f} to {:+.3f}".format(*row.difference),
+                "{:+.3f} to {:+.3f}".format(*row.difference) if row.difference else "",
                 f"{row.p_value:.2g}",
             )
         Console().print(table)
-    print(f"A: {sides[0][0].method} of {sides[0][0].model}   B: {sides[1][0].method} of {sides[1][0].model}")
+    a, b = (side.table.iloc[0] for side in sides)
+    print(f"A: {a.method} of {a.model}   B: {b.method} of {b.model}")

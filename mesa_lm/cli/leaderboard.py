@@ -34,7 +34,7 @@ def leaderboard(
     """
     from mesa_lm.errors import UsageError
     from mesa_lm.reporting.changes import changes
-    from mesa_lm.reporting.leaderboard_page import render_markdown, write
+    from mesa_lm.reporting.leaderboard_files import render_markdown, save_leaderboard
     from mesa_lm.reporting.ranking import rank
     from mesa_lm.reporting.results import read
 
@@ -50,7 +50,7 @@ def leaderboard(
     changed = changes(ranked, rank(read(baseline)) if baseline else [])
     paths = [path for path in wanted.values() if path is not None]
     for path in paths:
-        write(changed, path)
+        save_leaderboard(changed, path)
         print(path)
     if not paths:
         print(render_markdown(changed), end="")

@@ -38,7 +38,7 @@ def methods(
         print(json.dumps([row._asdict() for row in rows], indent=2) if as_json else family_markdown(rows))
         return
     described = {
-        name: {**_describe(method), "families": _families(name, rows)} for name, method in known_methods().items()
+        name: {**describe(method), "families": _families(name, rows)} for name, method in known_methods().items()
     }
     if as_json:
         print(json.dumps(described, indent=2))
@@ -54,7 +54,7 @@ def _families(method: str, rows: Sequence[FamilyRow]) -> list[str]:
     return [name for row, name in names if row.refusals[method] is None]
 
 
-def _describe(method: type[Any]) -> dict[str, Any]:
+def describe(method: type[Any]) -> dict[str, Any]:
     """Return a method's purpose, source and parameters, taken from its docstring and fields."""
     purpose, *rest = (getdoc(method) or "").split("\n")
     types = get_type_hints(method)

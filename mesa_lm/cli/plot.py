@@ -39,21 +39,24 @@ def plot(
     One line or heat map per model and method, with 95% confidence intervals. Of several results of one model, method,
     task and length the newest is drawn. Prints the path of the picture.
     """
-    from mesa_lm.reporting import panels
-    from mesa_lm.reporting.plots import draw
-    from mesa_lm.reporting.results import read, select
+    from mesa_lm.reporting.depth_figure import depth_figure
+    from mesa_lm.reporting.figure_style import save_figure
+    from mesa_lm.reporting.length_figure import length_figure
+    from mesa_lm.reporting.position_figure import position_figure
+    from mesa_lm.reporting.results import read
 
     if length is not None and by != "position":
         raise UsageError("--length goes with --by position only")
     found = read(results)
-    cells = select(found, "nll" if by == "position" else metric, task)
-    name = cells[0].task
-    path = out or Path(f"{name}_{metric}.png" if by == "length" else f"{name}_{by}.png")
-    same_task = [cell for cell in found if cell.task == name]
+    chosen = found.select("nll" if by == "position" else metric, task).table
+    name = chosen.task.iloc[0]
+    same_task = found.where(task=name).table
     if by == "depth":
-        panels.draw_depths(same_task, metric, path)
+        figure = depth_figure(same_task, metric)
     elif by == "position":
-        panels.draw_positions(same_task, path, length)
+        figure = position_figure(same_task, length)
     else:
-        draw(cells, path, same_task)
+        figure = length_figure(chosen, same_task)
+    path = out or Path(f"{name}_{metric}.png" if by == "length" else f"{name}_{by}.png")
+    save_figure(figure, path)
     print(path)

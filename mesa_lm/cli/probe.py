@@ -52,16 +52,14 @@ def probe(
         raise UsageError("probe: give --word or --text, not both")
     from rich.console import Console
 
-    from mesa_lm.studies.probe.figures import draw_all
-    from mesa_lm.studies.probe.report import as_json, print_tables
-    from mesa_lm.studies.probe.run import run
+    from mesa_lm.reporting.files import make_folder, save_file
+    from mesa_lm.studies.probe.figures import save_figures
+    from mesa_lm.studies.probe.findings import print_findings
+    from mesa_lm.studies.probe.probe_model import probe_model
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be created: {error.strerror or error}") from error
+    make_folder(out)
     with Console(stderr=True).status("loading the model") as status:
-        report = run(
+        findings = probe_model(
             model=model,
             names=method or [],
             word=DEFAULT_WORD if word is None else word,
@@ -73,10 +71,10 @@ def probe(
             results=results,
             progress=status.update,
         )
-    saved = json.dumps(as_json(report), indent=2)
-    (out / "probe.json").write_text(saved + "\n", encoding="utf-8")
-    draw_all(report, out)
+    saved = json.dumps(findings.as_json(), indent=2)
+    save_file(out / "probe.json", saved + "\n")
+    save_figures(findings, out)
     if in_json:
         print(saved)
     else:
-        print_tables(report)
+        print_findings(findings)

@@ -52,7 +52,7 @@ def sweep(
     with pipelines_needed():
         from mesa_lm.pipelines.run import run_sweep
         from mesa_lm.pipelines.store import Store
-        from mesa_lm.pipelines.tracking import Target, track
+        from mesa_lm.pipelines.tracking import Target, log_results
     try:
         outcome = run_sweep(settings, address)
     except KeyboardInterrupt:
@@ -64,7 +64,7 @@ def sweep(
         raise
     if settings.wandb is not None and outcome.results:
         target = Target(group=settings.name, folder=settings.out / "tracking", **dict(settings.wandb))
-        track([settings.out / "results"], target)
+        log_results([settings.out / "results"], target)
     _print_outcome(settings, outcome)
     if outcome.failed or outcome.unwritten:
         raise typer.Exit(1)

@@ -33,7 +33,8 @@ def theory(
     from rich.table import Table
 
     from mesa_lm.studies.theory.constructions import MAX_POSITION
-    from mesa_lm.studies.theory.report import Parameters, curves, lengths_shown, save, woven_failure
+    from mesa_lm.studies.theory.output_figure import save_outputs
+    from mesa_lm.studies.theory.outputs import Parameters, curves
 
     parameters = Parameters(
         max_length=max_length,
@@ -42,10 +43,10 @@ def theory(
         threshold=threshold,
         length=length,
     )
-    found, failure = curves(parameters), woven_failure(parameters)
-    paths = save(parameters, found, failure, out)
+    found, failure = curves(parameters), parameters.woven_failure()
+    paths = save_outputs(parameters, found, failure, out)
     table = Table("o_t at t =", *(curve.name for curve in found))
-    for t in lengths_shown(parameters):
+    for t in parameters.shown:
         # Adding 0.0 turns a rounded -0.0 into 0.
         table.add_row(str(t), *(f"{round(curve.output[t - 1].item(), 6) + 0.0:.6g}" for curve in found))
     table.add_section()

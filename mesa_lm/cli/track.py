@@ -29,5 +29,5 @@ def track(
     with pipelines_needed():
         from mesa_lm.pipelines import tracking
     target = tracking.Target(project=project, group=group, folder=folder, entity=entity, mode=mode)
-    for name in tracking.track(results, target):
+    for name in tracking.log_results(results, target):
         print(name)

@@ -1,4 +1,4 @@
 """From results files to statistics, comparisons, leaderboards and figures.
 
-Imports nothing of the project but errors and demo. Read `results` first.
+Imports nothing of the project but errors, lengths and demo. Read `results` first.
 """

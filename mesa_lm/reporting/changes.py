@@ -1,15 +1,16 @@
 """What changed since an earlier leaderboard."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
-from scipy.stats import norm
+import pandas as pd
 
-from mesa_lm.reporting.comparison import paired
-from mesa_lm.reporting.ranking import Entry, effective_length, holm, mean, mean_interval, pooled
-from mesa_lm.reporting.results import Z_95, Cell, length_label
+from mesa_lm.lengths import length_label
+from mesa_lm.reporting.ranking import Entry, effective_length, mean_over
+from mesa_lm.reporting.samples import pooled_scores
+from mesa_lm.reporting.statistics import holm, mean_interval, paired_p_value, unpaired_p_value
 
 SIGNIFICANT = 0.05
 LOSS_MARGIN = 0.01  # nats per token by which the NLL may rise
@@ -63,7 +64,7 @@ def changes(now: Sequence[Entry], before: Sequence[Entry]) -> list[Change]:
     """
     earlier = {_key(entry): entry for entry in before}
     pairs = [(entry, earlier.pop(_key(entry), None)) for entry in now]
-    p_values = holm([None if old is None else _p_value(*_common(entry.cells, old.cells)) for entry, old in pairs])
+    p_values = holm([None if old is None else _p_value(entry, old) for entry, old in pairs])
     found = [
         Change(kind="new", now=entry, before=None) if old is None else _change(entry, old, p_value)
         for (entry, old), p_value in zip(pairs, p_values, strict=True)
@@ -75,53 +76,48 @@ def _key(entry: Entry) -> tuple[str, str, str, str]:
     return entry.model, entry.task, entry.method, entry.metric
 
 
-def _common(now: Sequence[Cell], before: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
-    """Return the cells of the lengths that both have."""
-    lengths = {cell.length for cell in now} & {cell.length for cell in before}
-    after, earlier = ([cell for cell in cells if cell.length in lengths] for cells in (now, before))
-    return after, earlier
+def _at_common_lengths(now: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of the lengths that both have."""
+    return now[now.length.isin(before.length)], before[before.length.isin(now.length)]
 
 
 def _change(now: Entry, before: Entry, p_value: float | None) -> Change:
-    after, earlier = _common(now.cells, before.cells)
-    worse: list[str] = []
-    better: list[str] = []
-    lost = sorted({cell.length for cell in before.cells} - {cell.length for cell in now.cells})
-    for length in lost:
+    """Compare an entry with the one before; the p-value is that of their means."""
+    after, earlier = _at_common_lengths(now.points, before.points)
+    found: list[tuple[Literal["worse", "better"], str]] = []
+    for length in sorted(set(before.lengths) - set(now.lengths)):
         why = "out of memory" if length in now.out_of_memory else "not measured any more"
-        worse.append(f"{why} at {length_label(length)}")
-    change = Change(kind="same", now=now, before=before, p_value=p_value)
-    if after:
-        lengths = [effective_length(cells) or 0 for cells in (after, earlier)]
-        if lengths[0] != lengths[1]:
-            told = [length_label(length) if length else "none" for length in lengths]
-            (worse if lengths[0] < lengths[1] else better).append(f"effective length {told[0]}, was {told[1]}")
-        means = mean(after), mean(earlier)
-        assert means[0] is not None and means[1] is not None
-        change = replace(change, difference=means[0] - means[1])
+        found.append(("worse", f"{why} at {length_label(length)}"))
+    difference = None
+    if not after.empty:
+        reached = [effective_length(points) or 0 for points in (after, earlier)]
+        if reached[0] != reached[1]:
+            told = [length_label(length) if length else "none" for length in reached]
+            found.append((_verdict(reached[0] < reached[1]), f"effective length {told[0]}, was {told[1]}"))
+        means = [fmean(points.value) for points in (after, earlier)]
+        difference = means[0] - means[1]
         if p_value is not None and p_value < SIGNIFICANT:
-            side = worse if means[0] < means[1] else better
-            side.append(f"mean {means[0]:.3f}, was {means[1]:.3f} (p = {p_value:.2g})")
-    losses = [mean(cells) for cells in _common(now.losses, before.losses)]
+            found.append((_verdict(difference < 0), f"mean {means[0]:.3f}, was {means[1]:.3f} (p = {p_value:.2g})"))
+    losses = [mean_over(points) for points in _at_common_lengths(now.losses, before.losses)]
     if losses[0] is not None and losses[1] is not None and abs(losses[0] - losses[1]) > LOSS_MARGIN:
-        (worse if losses[0] > losses[1] else better).append(f"NLL {losses[0]:.3f}, was {losses[1]:.3f}")
-    if worse:
-        return replace(change, kind="worse", reasons=tuple(worse))
-    return replace(change, kind="better", reasons=tuple(better)) if better else change
+        found.append((_verdict(losses[0] > losses[1]), f"NLL {losses[0]:.3f}, was {losses[1]:.3f}"))
+    verdicts = [verdict for verdict, _ in found]
+    kind = "same" if not found else _verdict("worse" in verdicts)
+    reasons = tuple(reason for verdict, reason in found if verdict == kind)
+    return Change(kind=kind, now=now, before=before, reasons=reasons, difference=difference, p_value=p_value)
 
 
-def _p_value(now: Sequence[Cell], before: Sequence[Cell]) -> float | None:
+def _verdict(is_worse: bool) -> Literal["worse", "better"]:
+    return "worse" if is_worse else "better"
+
+
+def _p_value(now: Entry, before: Entry) -> float | None:
     """Return how likely the difference is by chance: over common samples if they were logged, else from intervals."""
-    if not now:
+    points = _at_common_lengths(now.points, before.points)
+    if points[0].empty:
         return None
-    after, earlier = pooled(now), pooled(before)
-    common = after.keys() & earlier.keys() if after and earlier else set()
-    if after and earlier and common:
-        return paired({name: earlier[name] for name in common}, {name: after[name] for name in common})[1]
-    intervals = mean_interval(now), mean_interval(before)
-    means = mean(now), mean(before)
-    if intervals[0] is None or intervals[1] is None or means[0] is None or means[1] is None:
-        return None
-    half = [(interval.high - interval.low) / 2 / Z_95 for interval in intervals if interval]
-    error = math.hypot(*half)
-    return float(2 * norm.sf(abs(means[0] - means[1]) / error)) if error else float(means[0] == means[1])
+    p_value = paired_p_value(*map(pooled_scores, points))
+    intervals = [interval for side in points if (interval := mean_interval(side))]
+    if p_value is None and len(intervals) == 2:
+        return unpaired_p_value([fmean(side.value) for side in points], intervals)
+    return p_value

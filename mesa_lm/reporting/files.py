@@ -39,3 +39,15 @@ def save_file(path: Path, content: str | bytes) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder for what a user asked for, before the work that fills it.
+
+    Raises:
+        UsageError: It cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be created: {error.strerror or error}") from error

@@ -5,30 +5,27 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+import typer
 from command_line import in_process, run
+from made_results import report, save
 
 import mesa_lm
-from mesa_lm.cli import methods as method_list
+from mesa_lm.cli import main as cli_main
+from mesa_lm.cli.methods import describe
 from mesa_lm.methods.parameters import declared, parameter
 
+COMMANDS = typer.main.get_command(cli_main.app).commands
 
-def save(path: Path, values: dict[int, float], *, method: str = "mesa", date: float = 1.0) -> Path:
+
+def accuracies(path: Path, values: dict[int, float], *, method: str = "mesa", date: float = 1.0) -> Path:
     """Write what lm-eval would for an accuracy of each length."""
-    names = {f"keys_{length}": length for length in values}
-    content = {
-        "results": {name: {"acc,none": values[length], "sample_len": 10} for name, length in names.items()},
-        "configs": {name: {"dataset_kwargs": {"length": length}} for name, length in names.items()},
-        "config": {"model": "mesa-hf", "model_args": {"method": method}},
-        "date": date,
-    }
-    path.write_text(json.dumps(content))
-    return path
+    return save(path, report(values, model_args={"method": method}, date=date))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_plot_draws_and_prints_the_path(tmp_path: Path, suffix: str) -> None:
-    save(tmp_path / "results_1.json", {512: 1.0, 1024: 0.9})
-    save(tmp_path / "results_2.json", {512: 1.0, 1024: 0.0}, method="origin")
+    accuracies(tmp_path / "results_1.json", {512: 1.0, 1024: 0.9})
+    accuracies(tmp_path / "results_2.json", {512: 1.0, 1024: 0.0}, method="origin")
     out = tmp_path / f"picture{suffix}"
 
     result = run("plot", tmp_path, "--out", out)
@@ -38,7 +35,7 @@ def test_plot_draws_and_prints_the_path(tmp_path: Path, suffix: str) -> None:
 
 
 def test_plot_names_the_picture_after_task_and_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(tmp_path / "results_1.json", {512: 1.0})
+    path = accuracies(tmp_path / "results_1.json", {512: 1.0})
     monkeypatch.chdir(tmp_path)
 
     assert run("plot", path).stdout == "keys_acc.png\n"
@@ -55,8 +52,8 @@ def test_wrong_input_gives_one_line_and_status_2(tmp_path: Path) -> None:
 
 
 def test_notes_go_to_stderr(tmp_path: Path) -> None:
-    save(tmp_path / "results_1.json", {512: 1.0}, date=1.0)
-    save(tmp_path / "results_2.json", {512: 0.5}, date=2.0)
+    accuracies(tmp_path / "results_1.json", {512: 1.0}, date=1.0)
+    accuracies(tmp_path / "results_2.json", {512: 0.5}, date=2.0)
 
     done = in_process("plot", tmp_path, "--out", tmp_path / "picture.svg")
 
@@ -110,7 +107,7 @@ def test_description_of_a_method() -> None:
 
         window: "int" = parameter(lambda T: T, "how near, in tokens", shown="T")  # noqa: RUF009
 
-    assert method_list._describe(Near) == {
+    assert describe(Near) == {
         "purpose": "Look at near keys [only].",
         "source": "Author 2024, A title, section 3, equation 5.",
         "parameters": {"window": {"type": "int", "default": None, "rule": "T", "help": "how near, in tokens"}},
@@ -121,8 +118,23 @@ def test_version() -> None:
     assert run("--version").stdout == f"{mesa_lm.__version__}\n"
 
 
-def test_help_names_the_commands() -> None:
+def test_help_names_every_command() -> None:
     shown = run("--help").stdout
+    named = [line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line.strip()]
 
-    assert "plot" in shown
-    assert "methods" in shown
+    assert set(named) >= COMMANDS.keys()
+    modules = {path.stem for path in Path(cli_main.__file__).parent.glob("*.py")}
+    assert modules - {"__init__", "main", "extras"} == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help_with_every_option(name: str) -> None:
+    result = run(name, "--help")
+    shown = " ".join(result.stdout.split())
+
+    assert result.exit_code == 0
+    assert " ".join((COMMANDS[name].help or "nothing").split()) in shown
+    for param in COMMANDS[name].params:
+        names = [param.metavar] if param.param_type_name == "argument" else param.opts
+        assert all(option in shown for option in names), param.name
+        assert param.help and " ".join(param.help.split()) in shown, param.name

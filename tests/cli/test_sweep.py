@@ -79,7 +79,7 @@ def test_failures_are_status_1_and_those_alike_are_said_once(path, monkeypatch):
 def test_out_and_set_replace_settings_and_results_are_tracked(path, monkeypatch, tmp_path):
     ran, tracked = [], []
     monkeypatch.setattr(run_module, "run_sweep", lambda *given: ran.append(given) or Outcome(results=[Path("a.json")]))
-    monkeypatch.setattr(tracking, "track", lambda results, target: tracked.append((results, target)))
+    monkeypatch.setattr(tracking, "log_results", lambda results, target: tracked.append((results, target)))
     other = tmp_path / "other"
     done = run("sweep", path, "--out", other, "--set", "wandb={project: p, mode: offline}", "--address", "auto")
     assert done.exit_code == 0

@@ -16,7 +16,8 @@ from mesa_lm.pipelines.shards import plan_shards
 from mesa_lm.pipelines.store import Store
 from mesa_lm.pipelines.sweep_file import load_sweep
 from mesa_lm.pipelines.worker import Worker
-from mesa_lm.reporting.ranking import COSTS, rank
+from mesa_lm.reporting.costs import COSTS
+from mesa_lm.reporting.ranking import rank
 from mesa_lm.reporting.results import read
 
 SWEEP = """
@@ -94,15 +95,14 @@ def test_merged_shards_are_a_single_run(merged, tmp_path, method, task, argument
 
 def test_what_the_workers_measured_is_on_the_leaderboard(merged):
     folder = merged[0, 0].parents[3]  # the sweep's own: shards and plan are no results
-    cells = [cell for cell in read([folder]) if cell.task == "passkey_long"]
-    costs = {(cell.method, cell.length, cell.metric): cell.value for cell in cells if cell.metric in COSTS}
-    assert {length for _, length, _ in costs} == {140, 210} and {name for *_, name in costs} == {
-        "sample_s",
-        "peak_bytes",
-    }
-    assert all(value > 2**26 if name == "peak_bytes" else 0 < value < 60 for (*_, name), value in costs.items())
-    for entry in rank(cells):
-        assert entry.costs == {name: costs[entry.method, 210, name] for name in ("sample_s", "peak_bytes")}
+    results = read([folder]).where(task="passkey_long")
+    rows = results.table[results.table.metric.isin(COSTS)]
+    assert set(rows.length) == {140, 210} and set(rows.metric) == {"sample_s", "peak_bytes"}
+    assert (rows.value[rows.metric == "peak_bytes"] > 2**26).all()
+    assert rows.value[rows.metric == "sample_s"].between(0, 60, inclusive="neither").all()
+    for entry in rank(results):
+        longest = rows[(rows.method == entry.method) & (rows.length == 210)]
+        assert entry.costs == dict(zip(longest.metric, longest.value, strict=True))
 
 
 CHOICES_UTILS = """

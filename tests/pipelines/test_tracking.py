@@ -3,19 +3,17 @@
 import json
 import sys
 import types
-from pathlib import Path
 
 import pytest
-from helpers import save_results
-from typer.testing import CliRunner
+from command_line import run
+from made_results import save_results
 
 wandb = pytest.importorskip("wandb")
 import wandb_files  # noqa: E402
 from wandb.sdk.lib import wbauth  # noqa: E402
 
-from mesa_lm.cli import main as cli  # noqa: E402
 from mesa_lm.errors import UsageError  # noqa: E402
-from mesa_lm.pipelines import tracked, tracking  # noqa: E402
+from mesa_lm.pipelines import tracking, wandb_content  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +38,7 @@ def results(tmp_path):
 
 def track(results, tmp_path, **options):
     target = tracking.Target(project="night", group="sweep1", folder=tmp_path / "tracking", **options)
-    logged = tracking.track([results], target)
+    logged = tracking.log_results([results], target)
     folders = {wandb_files.run_of(path).display_name: path for path in (tmp_path / "tracking").glob("wandb/offline-*")}
     return logged, folders
 
@@ -49,9 +47,9 @@ def test_every_model_and_method_is_one_run_and_the_leaderboard_another(results, 
     logged, folders = track(results, tmp_path)
 
     assert sorted(logged) == sorted(folders) == ["base mesa", "base origin", "leaderboard"]
-    run = wandb_files.run_of(folders["base mesa"])
-    assert (run.project, run.run_group, run.job_type) == ("night", "sweep1", "eval")
-    assert set(run.tags) == {"org/base", "mesa"}
+    logged_run = wandb_files.run_of(folders["base mesa"])
+    assert (logged_run.project, logged_run.run_group, logged_run.job_type) == ("night", "sweep1", "eval")
+    assert set(logged_run.tags) == {"org/base", "mesa"}
     rows = [row for row in wandb_files.history(folders["base mesa"]) if "length" in row]
     assert [(row["length"], row["keys/acc"], row["text/nll"]) for row in rows] == [(512, 1.0, 2.0), (1024, 1.0, 3.0)]
     assert rows[0]["keys/acc_low"] == pytest.approx(1 - 1.96 * rows[0]["keys/acc_stderr"], abs=1e-4)
@@ -82,6 +80,16 @@ def test_config_says_where_the_numbers_come_from_and_hides_secrets(results, tmp_
         assert b"hf_abcdef" not in file.read_bytes() and b"sk-123" not in file.read_bytes()
 
 
+def test_throughput_counts_every_sample_once(results, tmp_path):
+    path = results / "results_keys_mesa.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"total_evaluation_time_seconds": "4.0"}))
+
+    _, folders = track(results, tmp_path)
+
+    summary = wandb_files.summary(folders["base mesa"])
+    assert (summary["evaluation_seconds"], summary["tokens_per_s"]) == (4, 9 * (512 + 1024) / 4)
+
+
 def test_files_of_the_same_name_are_all_attached(results, tmp_path):
     folder = results / "later"
     save_results(folder, "mesa", {2048: {"a": 1.0}})
@@ -99,13 +107,13 @@ def test_a_rank_that_others_changed_is_logged_again(results, tmp_path):
 
 
 def test_samples_are_capped_and_files_are_attached(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracked, "SAMPLES", 4)
+    monkeypatch.setattr(wandb_content, "SAMPLES", 4)
     _, folders = track(results, tmp_path)
 
     (table,) = folders["base mesa"].glob("files/media/table/samples_*.json")
     rows = json.loads(table.read_text())["data"]
     assert [row[:2] for row in rows] == [["keys", 512]] * 4 + [["keys", 1024]] * 4 + [["text", 512], ["text", 1024]]
-    assert [len(row[5]) for row in rows] == [tracked.SAMPLE_LENGTH] * 8 + [len("none")] * 2
+    assert [len(row[5]) for row in rows] == [wandb_content.SAMPLE_LENGTH] * 8 + [len("none")] * 2
     kinds = [r.WhichOneof("record_type") for r in wandb_files.records(folders["base mesa"])]
     assert "artifact" in kinds or any(
         r.request.WhichOneof("request_type") == "log_artifact" for r in wandb_files.records(folders["base mesa"])
@@ -150,10 +158,14 @@ def test_a_run_that_cannot_be_logged_leaves_no_half_and_the_one_before(results, 
     _, before = track(results, tmp_path)
     save_results(results, "origin", {512: {"a": 0.0}, 1024: {"a": 0.0}})
 
-    def broken(*_):
-        raise KeyError("not expected")
+    log_artifact = wandb.Run.log_artifact
 
-    monkeypatch.setattr(tracked, "_log_files", broken)
+    def broken(self, artifact, **options):
+        if artifact.type == "results":
+            raise KeyError("not expected")
+        return log_artifact(self, artifact, **options)
+
+    monkeypatch.setattr(wandb.Run, "log_artifact", broken)
     logged, after = track(results, tmp_path)
     assert logged == ["leaderboard"]
     assert after["base origin"] == before["base origin"]
@@ -214,14 +226,13 @@ def test_the_report_is_made_once_and_then_updated(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces", types.ModuleType("wandb_workspaces"))
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports", types.SimpleNamespace(v2=v2))
     target = tracking.Target(project="night", group="sweep1", folder=tmp_path, entity="team")
-    tracking._report(target)
-    tracking._report(target)
+    tracking.update_report(target)
+    tracking.update_report(target)
     runset = {"project": "night", "entity": "team", "filters": "Group == 'sweep1'"}
     assert saved == [[{"runsets": [runset], "panels": ["leaderboard"]}], "https://report", saved[0]]
 
 
 def test_command(results, tmp_path):
-    arguments = ["track", str(results), "--folder", str(tmp_path / "t"), "--mode", "offline"]
-    shown = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    shown = run("track", results, "--folder", tmp_path / "t", "--mode", "offline")
     assert shown.output.split("\n")[:3] == ["base mesa", "base origin", "leaderboard"]
-    assert Path(tmp_path / "t" / "wandb.json").exists()
+    assert (tmp_path / "t" / "wandb.json").exists()

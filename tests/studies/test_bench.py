@@ -6,19 +6,18 @@ from statistics import median
 
 import pytest
 import torch
+from command_line import run
 from tiny_models import tiny_model
-from typer.testing import CliRunner
 
 import mesa_lm
-from mesa_lm.cli import main as cli
 from mesa_lm.errors import MesaError, MethodError, UsageError
-from mesa_lm.reporting.results import read, select
+from mesa_lm.reporting.results import read
+from mesa_lm.studies.bench.bench_results import trial_metrics
 from mesa_lm.studies.bench.floor import Attention, measure_floor
-from mesa_lm.studies.bench.memory import Memory, Request, cpu_memory, kv_bytes
-from mesa_lm.studies.bench.models import SHAPES, load_config, load_model
-from mesa_lm.studies.bench.report import metrics
-from mesa_lm.studies.bench.run import Cell
+from mesa_lm.studies.bench.peak_memory import cpu_memory, kv_bytes
+from mesa_lm.studies.bench.shapes import SHAPES, load_config, load_model
 from mesa_lm.studies.bench.timing import method_named, random_prompts, run_once
+from mesa_lm.studies.bench.trials import Memory, Plan, Trial
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is measured by what Linux says")
 
@@ -31,7 +30,7 @@ def folder(tmp_path):
 
 
 def bench(*arguments):
-    return CliRunner().invoke(cli.app, ["bench", *map(str, arguments)], prog_name="mesa-lm", catch_exceptions=False)
+    return run("bench", *arguments)
 
 
 def test_the_command_measures_and_writes_results_that_plot_reads(folder, tmp_path):
@@ -41,25 +40,23 @@ def test_the_command_measures_and_writes_results_that_plot_reads(folder, tmp_pat
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
     assert len(printed["cells"]) == 2 * 2 * 2 and len(printed["files"]) == 2 * 2
-    cells = read([out])
-    times = select(cells, "prefill_s", "bench_float32_b2")
-    assert [(cell.method, cell.length) for cell in times] == [
+    results = read([out])
+    times = results.select("prefill_s", "bench_float32_b2").table
+    assert list(times[["method", "length"]].itertuples(index=False, name=None)) == [
         ("mesa (chunk_width=29)", 31),
         ("mesa (chunk_width=29)", 97),
         ("stock", 31),
         ("stock", 97),
     ]
-    assert {cell.samples for cell in times} == {3} and {cell.higher_is_better for cell in times} == {False}
-    assert {cell.train_length for cell in times} == {41}
-    speed = next(cell.value for cell in select(cells, "prefill_tokens_per_s", "bench_float32_b2") if cell.length == 97)
-    seconds = next(cell.value for cell in times if cell.length == 97)
-    assert speed == pytest.approx(2 * 97 / seconds)
+    assert set(times.samples) == {3} and set(times.higher_is_better) == {False} and set(times.train_length) == {41}
+    speeds = results.select("prefill_tokens_per_s", "bench_float32_b2").table
+    assert list(speeds.value) == pytest.approx(list(2 * times.length / times.value))
     assert bench("--model", folder, "--lengths", "31", "--no-memory", "--out", out).stdout.count("x floor") == 1
 
 
-def cell(prefill, decode, *, oom=False, memory=None, floors=(), name=None):
+def trial(prefill, decode, *, oom=False, memory=None, floors=(), name=None):
     method = None if name is None else mesa_lm.available_methods()[name]()
-    return Cell(
+    return Trial(
         method=method,
         options={},
         dtype="float32",
@@ -74,38 +71,42 @@ def cell(prefill, decode, *, oom=False, memory=None, floors=(), name=None):
 
 
 def test_ratios_are_medians_of_the_ratios_within_a_round():
-    stock, mesa = cell([1.0, 2.0, 40.0], [0.5, 0.5, 0.5]), cell([0.5, 1.0, 80.0], [0.1, 0.2, 0.3], name="mesa")
-    found = metrics(mesa, [stock, mesa])
+    stock, mesa = trial([1.0, 2.0, 40.0], [0.5, 0.5, 0.5]), trial([0.5, 1.0, 80.0], [0.1, 0.2, 0.3], name="mesa")
+    found = trial_metrics(mesa, [stock, mesa])
     assert found["prefill_ratio"] == 0.5
     assert found["prefill_s"] == 1.0 and found["prefill_s_min"] == 0.5 and found["prefill_s_max"] == 80.0
     assert found["prefill_tokens_per_s"] == 21 and found["decode_tokens_per_s"] == 15
     assert found["decode_ratio"] == pytest.approx(median([0.2, 0.4, 0.6]))
-    assert "prefill_ratio" not in metrics(mesa, [mesa])
+    assert "prefill_ratio" not in trial_metrics(mesa, [mesa])
 
 
 def test_the_parts_of_memory_add_up():
-    found = metrics(cell([1.0], [1.0], memory=Memory(weights=11, kv=7, rest=5)), [])
+    found = trial_metrics(trial([1.0], [1.0], memory=Memory(weights=11, kv=7, rest=5)), [])
     assert (found["peak_bytes"], found["weight_bytes"], found["kv_bytes"], found["rest_bytes"]) == (23, 11, 7, 5)
 
 
 def test_out_of_memory_is_a_result():
-    assert metrics(cell([], [], oom=True), []) == {"oom": 1.0}
+    assert trial_metrics(trial([], [], oom=True), []) == {"oom": 1.0}
 
 
 @linux
 def test_memory_is_told_apart(folder):
-    request = Request(
+    plan = Plan(
         model=str(folder),
         shape="",
-        method="mesa",
-        options={},
-        length=1009,
-        batch=3,
-        dtype="float32",
+        methods=[],
+        lengths=[],
+        dtypes=[],
+        batches=[],
+        repeats=1,
+        warm_up=0,
+        steps=1,
+        device="cpu",
         threads=1,
+        memory=True,
         limit_bytes=None,
     )
-    found = cpu_memory(request)
+    found = cpu_memory(plan, Trial(method=mesa_lm.Mesa(), options={}, dtype="float32", batch=3, length=1009))
     model = tiny_model()
     # 2 layers of keys and values, 2 heads of 6 float32; the prompts and two decoded tokens.
     assert found.kv == 2 * 2 * 2 * 6 * 4 * 3 * (1009 + 2)
@@ -121,14 +122,14 @@ def test_a_limit_makes_a_length_run_out_of_memory(tmp_path):
         *("--memory-limit", 0.15, "--threads", 1, "--out", tmp_path, "--json"),
     )
     assert [(row["method"], row["oom"]) for row in json.loads(result.stdout)["cells"]] == [("stock", 1.0)]
-    assert [(found.metric, found.value) for found in read([tmp_path])] == [("oom", 1.0)]
+    assert read([tmp_path]).table[["metric", "value"]].to_numpy().tolist() == [["oom", 1.0]]
 
 
 @pytest.mark.parametrize("name", ["stock", "origin", "mesa"])
 def test_bytes_of_the_cache_count_tokens_only(name, llama):
-    run = run_once(llama, method_named(name, {}), random_prompts(llama, 3, 97), steps=5)
-    assert kv_bytes(run.cache) == 2 * 2 * 2 * 6 * 4 * 3 * (97 + 5)
-    assert run.prefill_s > 0 and run.decode_s > 0
+    taken = run_once(llama, method_named(name, {}), random_prompts(llama, 3, 97), steps=5)
+    assert kv_bytes(taken.cache) == 2 * 2 * 2 * 6 * 4 * 3 * (97 + 5)
+    assert taken.prefill_s > 0 and taken.decode_s > 0
 
 
 def test_the_floor_has_the_work_of_the_layout(llama):

@@ -7,31 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from character_tokenizer import tiny_tokenizer
+from command_line import run
 from tiny_models import tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from typer.testing import CliRunner, Result
+from transformers import PreTrainedModel
+from typer.testing import Result
 
 import mesa_lm
-from mesa_lm.cli import main as cli
 from mesa_lm.errors import MethodError, ModelError, UsageError
-from mesa_lm.studies.probe import figures, measure, run
-from mesa_lm.studies.probe.measure import Curve
+from mesa_lm.studies.probe.figures import save_figures, values_figure
+from mesa_lm.studies.probe.findings import Findings
+from mesa_lm.studies.probe.measure import FailureCurve
 from mesa_lm.studies.probe.predict import Jump, crossing, find_jumps, predicted_length
 from mesa_lm.studies.probe.profile import Profile, chosen_layers, decoder_layers, record
-from mesa_lm.studies.probe.report import Report, as_json
 
 T = 41
 TOKENS = torch.randint(2, 59, (101,), generator=torch.Generator().manual_seed(0)).tolist()
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token for each printable character and a start token."""
-    vocabulary = {"<s>": 1, **{chr(32 + code): 2 + code for code in range(95)}, "?": 97}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="~", unk_token="?")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +40,11 @@ def states(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     return torch.cat(hidden[1:-1])
 
 
-def profile(*rows: list[float], train_length: int = 32) -> Profile:
+def profile(*rows: list[float], layer: int = 0) -> Profile:
     """Return one layer whose dimensions have these values, one for each block of two tokens."""
     blocks = len(rows[0])
-    return Profile(values=torch.tensor(rows).T[None], starts=list(range(0, 2 * blocks, 2)), train_length=train_length)
+    values = torch.tensor(rows).T[None]
+    return Profile(values=values, layers=[layer], starts=list(range(0, 2 * blocks, 2)), train_length=32)
 
 
 WOBBLE = [0.0, 0.1] * 4
@@ -128,7 +120,7 @@ def test_a_training_length_too_short_for_blocks() -> None:
 
 def test_jumps_are_ranked_and_their_threshold_lies_at_the_value_at_t() -> None:
     small = [value if value < 1 else value - 1.5 for value in STEP]
-    jumps = find_jumps(profile(FLAT, small, FALL), [5], top=9)
+    jumps = find_jumps(profile(FLAT, small, FALL, layer=5), top=9)
 
     assert [(jump.layer, jump.dimension) for jump in jumps] == [(5, 2), (5, 1)]
     assert jumps[0].score > jumps[1].score > 1
@@ -136,11 +128,11 @@ def test_jumps_are_ranked_and_their_threshold_lies_at_the_value_at_t() -> None:
     assert jumps[0].above == pytest.approx(-4.1)
     assert jumps[0].threshold == pytest.approx(-2.1)
     assert jumps[0].departure(torch.tensor([-0.1, -2.1, -4.1])).tolist() == pytest.approx([-1, 0, 1])
-    assert len(find_jumps(profile(FLAT, small, FALL), [5], top=1)) == 1
+    assert len(find_jumps(profile(FLAT, small, FALL), top=1)) == 1
 
 
 def test_score_is_the_difference_in_spreads() -> None:
-    (jump,) = find_jumps(profile(STEP), [0], top=1)
+    (jump,) = find_jumps(profile(STEP), top=1)
 
     spread = torch.tensor(WOBBLE).std().item()
     assert jump.score == pytest.approx(2.0 / (2 * spread + 1e-3 * 0.05), rel=1e-4)
@@ -148,18 +140,18 @@ def test_score_is_the_difference_in_spreads() -> None:
 
 def test_no_dimension_jumps() -> None:
     with pytest.raises(UsageError, match="no dimension jumps at T=32: the highest score is 0.00"):
-        find_jumps(profile(FLAT), [0], top=3)
+        find_jumps(profile(FLAT), top=3)
 
 
 def test_crossing_must_last_and_counts_from_t_on() -> None:
     jump = Jump(layer=0, dimension=0, score=2.0, below=0.0, above=2.0)
     before = [3.0] * 16  # beyond the threshold, but within T
 
-    assert crossing(profile([*before, 0.0, 2.0, 0.0, 2.0, 2.0]), [0], jump) == 38
-    assert crossing(profile([*before, 2.0, 2.0, 0.0]), [0], jump) == 32
-    assert crossing(profile([*before, 0.0, 2.0, 0.0, 2.0]), [0], jump) is None
+    assert crossing(profile([*before, 0.0, 2.0, 0.0, 2.0, 2.0]), jump) == 38
+    assert crossing(profile([*before, 2.0, 2.0, 0.0]), jump) == 32
+    assert crossing(profile([*before, 0.0, 2.0, 0.0, 2.0]), jump) is None
     falling = replace(jump, below=2.0, above=0.0)
-    assert crossing(profile([*before, 2.0, 0.0, 0.0]), [0], falling) == 34
+    assert crossing(profile([*before, 2.0, 0.0, 0.0]), falling) == 34
 
 
 def test_predicted_length_is_where_half_the_dimensions_have_crossed() -> None:
@@ -169,140 +161,22 @@ def test_predicted_length_is_where_half_the_dimensions_have_crossed() -> None:
     assert predicted_length([512]) == 512
 
 
-def test_lengths_to_measure_at() -> None:
-    assert measure.lengths_up_to(512, 4) == [512, 645, 813, 1024, 1290, 1625, 2048]
-    assert measure.lengths_up_to(512, 3)[-1] == 1290
-
-
-def test_measuring_stops_at_the_failure() -> None:
-    values = {1: 0.9, 2: 0.4, 3: 0.9}
-
-    assert measure.until_failure([1, 2, 3], values.__getitem__, lambda value: value < 0.5) == Curve(
-        values={1: 0.9, 2: 0.4}, failed_at=2
-    )
-    assert measure.until_failure([1, 3], values.__getitem__, lambda value: value < 0.5).failed_at is None
-
-
-def test_loss_of_the_last_tokens_equals_the_models_own() -> None:
-    model = tiny_model(train_length=T)
-    rows = [TOKENS[:61], TOKENS[7:68]]
-    with torch.no_grad():
-        logits = model(torch.tensor(rows)).logits
-    wanted = torch.tensor(rows)[:, -20:]
-    expected = -logits[:, -21:-1].log_softmax(-1).gather(-1, wanted[..., None]).mean()
-
-    assert measure._tail_nll(model, rows, 20) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_answers_do_not_depend_on_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = tiny_model(train_length=T, vocab_size=101), tiny_tokenizer()
-    rows = [TOKENS[:30], TOKENS[40:67]]
-    together = measure._generate(model, tokenizer, rows)
-    monkeypatch.setattr(measure, "BATCH_TOKENS", 1)
-
-    alone = measure._generate(model, tokenizer, rows)
-    for left, right in zip(together, alone, strict=True):
-        common = min(len(left), len(right))
-        assert left[:common] == right[:common]
-        assert common > 0
-
-
-def test_tail_curves_keep_the_scored_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[list[int]]] = []
-
-    def loss(model: object, rows: list[list[int]], tail: int) -> float:
-        assert tail == 20
-        seen.append(rows)
-        return 1.0 if len(rows[0]) <= T else 1.6
-
-    monkeypatch.setattr(measure, "_tail_nll", loss)
-    methods = {"origin": mesa_lm.Origin()}
-    curves = measure.tail_curves(tiny_model(train_length=T), tiny_tokenizer(), methods, [T, 61, 79], 2)
-
-    assert curves == {"origin": Curve(values={T: 1.0, 61: 1.6}, failed_at=61)}
-    assert [len(rows[0]) for rows in seen] == [T, T, 61]
-    assert all(row[0] == 1 for rows in seen for row in rows)
-    assert seen[-1][0][-40:] == seen[0][0][-40:]
-
-
-def save_results(path: Path, method: str, values: dict[int, float], **arguments: str) -> None:
-    """Write what lm-eval would for an accuracy of each length."""
-    names = {f"passkey_long_{length}": length for length in values}
-    content = {
-        "results": {name: {"acc,none": values[length], "sample_len": 10} for name, length in names.items()},
-        "configs": {name: {"dataset_kwargs": {"length": length}} for name, length in names.items()},
-        "config": {"model": "mesa-hf", "model_args": {"method": method, **arguments}},
-    }
-    path.write_text(json.dumps(content))
-
-
-def test_passkey_accuracy_from_results(tmp_path: Path) -> None:
-    save_results(tmp_path / "a.json", "origin", {20: 0.3, 40: 1.0, 80: 0.5, 160: 0.4})
-    save_results(tmp_path / "b.json", "mesa", {40: 1.0, 160: 0.9})
-    curves = measure.saved_passkey_curves(tmp_path, ["origin", "mesa", "rerope"], T)
-
-    assert {name: curve.failed_at for name, curve in curves.items()} == {"origin": 160, "mesa": None}
-    assert curves["mesa"].values == {40: 1.0, 160: 0.9}
-
-
-def test_results_that_cannot_be_used(tmp_path: Path) -> None:
-    save_results(tmp_path / "a.json", "origin", {160: 0.4})
-    with pytest.raises(UsageError, match="no accuracy of origin at T=41 or below"):
-        measure.saved_passkey_curves(tmp_path, ["origin"], T)
-
-    save_results(tmp_path / "a.json", "origin", {40: 0.4})
-    assert measure.saved_passkey_curves(tmp_path, ["origin"], T) == {}
-
-    save_results(tmp_path / "b.json", "origin", {40: 0.4}, pretrained="other")
-    with pytest.raises(UsageError, match="one model are needed; found demo, other"):
-        measure.saved_passkey_curves(tmp_path, ["origin"], T)
-
-
-def test_repeated_tokens_have_the_length_asked_for() -> None:
-    tokenizer = tiny_tokenizer()
-    tokens = run.repeated_tokens(tokenizer, "abc", 50)
-
-    assert len(tokens) == 50
-    assert tokens == tokenizer("abc " * 20)["input_ids"][:50]
-    assert len(run.repeated_tokens(tokenizer, "a", 301)) == 301
-    with pytest.raises(UsageError, match="must not be empty; found ' '"):
-        run.repeated_tokens(tokenizer, " ", 50)
-
-
-def test_texts_that_cannot_be_used(tmp_path: Path) -> None:
-    tokenizer, path = tiny_tokenizer(), tmp_path / "text.txt"
-    path.write_text("abc" * 10)
-
-    assert run.file_tokens(tokenizer, path, 31) == tokenizer("abc" * 10)["input_ids"]
-    with pytest.raises(UsageError, match="has 31 tokens, needed are 32"):
-        run.file_tokens(tokenizer, path, 32)
-    path.write_text(" \n")
-    with pytest.raises(UsageError, match="the text is empty"):
-        run.file_tokens(tokenizer, path, 32)
-    path.write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(UsageError, match="cannot be read as text"):
-        run.file_tokens(tokenizer, path, 32)
-    with pytest.raises(UsageError, match="cannot be read as text"):
-        run.file_tokens(tokenizer, tmp_path / "none", 32)
-
-
-def report(**changes: dict[str, Curve]) -> Report:
+def findings(**changes: dict[str, FailureCurve]) -> Findings:
     origin, steady = profile(STEP, FALL), profile(FLAT, [0.0] * 40)
-    return Report(
+    return Findings(
         model="demo",
         text="'hello' repeated",
         train_length=32,
         length=80,
-        layers=[0],
-        jumps=find_jumps(origin, [0], 2),
+        jumps=find_jumps(origin, 2),
         profiles={"origin": origin, "mesa": steady},
-        passkey=changes.get("passkey", {"origin": Curve(values={32: 1.0, 64: 0.0}, failed_at=64)}),
+        passkey=changes.get("passkey", {"origin": FailureCurve(values={32: 1.0, 64: 0.0}, failed_at=64)}),
         tail_nll=changes.get("tail_nll", {}),
     )
 
 
 def test_report_as_json() -> None:
-    saved = json.loads(json.dumps(as_json(report())))
+    saved = json.loads(json.dumps(findings().as_json()))
 
     assert saved["methods"]["origin"] == {
         "predicted": 32,
@@ -317,17 +191,17 @@ def test_report_as_json() -> None:
 
 
 def test_agreement_needs_both_or_neither_to_fail() -> None:
-    fails, holds = Curve(values={}, failed_at=65), Curve(values={}, failed_at=None)
+    fails, holds = FailureCurve(values={}, failed_at=65), FailureCurve(values={}, failed_at=None)
 
-    assert report().agreement({"origin": fails, "mesa": holds}) == (1, 1, 2)
-    assert report().agreement({"origin": holds, "mesa": fails}) == (0, 1, 2)
+    assert findings().agreement({"origin": fails, "mesa": holds}) == (1, 1, 2)
+    assert findings().agreement({"origin": holds, "mesa": fails}) == (0, 1, 2)
 
 
 def test_pictures_are_the_same_again(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-        paths = figures.draw_all(report(), folder)
+        paths = save_figures(findings(), folder)
         assert [path.name for path in paths] == [
             f"probe_{name}{suffix}" for name in ("values", "heat", "lengths") for suffix in (".png", ".svg")
         ]
@@ -336,18 +210,19 @@ def test_pictures_are_the_same_again(tmp_path: Path) -> None:
 
 
 def test_pictures_show_each_method_with_threshold_and_t() -> None:
-    panels = {axes.get_title(): axes for axes in figures._values(report()).axes}
+    found = findings()
+    panels = {axes.get_title(): axes for axes in values_figure(found).axes}
 
     assert list(panels) == ["origin", "mesa"]
     value, threshold, train_length, mark = panels["origin"].lines
-    assert value.get_ydata()[0] == pytest.approx(report().profiles["origin"].values[0, 0, report().jumps[0].dimension])
-    assert threshold.get_ydata()[0] == pytest.approx(report().jumps[0].threshold)
+    assert value.get_ydata()[0] == pytest.approx(found.profiles["origin"].values[0, 0, found.jumps[0].dimension])
+    assert threshold.get_ydata()[0] == pytest.approx(found.jumps[0].threshold)
     assert (train_length.get_xdata()[0], mark.get_xdata()[0]) == (32, 32)
     assert len(panels["mesa"].lines) == 3
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["probe", *map(str, arguments)], prog_name="mesa-lm", catch_exceptions=False)
+    return run("probe", *arguments)
 
 
 def test_command_writes_everything(saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +241,7 @@ def test_command_writes_everything(saved_model: Path, tmp_path: Path, monkeypatc
 
     shown = invoke(*options, "--method", "mesa", "--layers", "1").stdout
     assert "origin" in shown and "mesa" in shown and "rerope" not in shown
-    assert "not" in shown
+    assert shown.count("not measured") == 4
 
 
 def test_wrong_input_is_told_in_one_line(saved_model: Path, tmp_path: Path) -> None:

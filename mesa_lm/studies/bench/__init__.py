@@ -1,4 +1,4 @@
 """Time and memory of methods; the command `mesa-lm bench`.
 
-Read `run` first.
+Read `benchmark` first.
 """

@@ -14,10 +14,10 @@ from mesa_lm.methods.base import Method
 from mesa_lm.methods.registry import make_method
 from mesa_lm.models.attach import extrapolate
 
-STOCK = "stock"  # transformers without mesa_lm, which all methods are compared with
+STOCK_NAME = "stock"  # transformers without mesa_lm, which all methods are compared with
 
 
-class Run(NamedTuple):
+class TimedRun(NamedTuple):
     """What one run of a method took.
 
     Attributes:
@@ -32,15 +32,15 @@ class Run(NamedTuple):
 
 
 def method_named(name: str, options: dict[str, Any]) -> Method | None:
-    """Return a method, None for `STOCK`.
+    """Return a method, None for `STOCK_NAME`.
 
     Raises:
         MethodError: Unknown name or parameter, or a value out of range.
     """
-    if name != STOCK:
+    if name != STOCK_NAME:
         return make_method(name, **options)
     if options:
-        raise MethodError(f"{STOCK} is transformers alone and has no parameters, found {', '.join(options)}")
+        raise MethodError(f"{STOCK_NAME} is transformers alone and has no parameters, found {', '.join(options)}")
     return None
 
 
@@ -51,7 +51,7 @@ def random_prompts(model: PreTrainedModel, batch: int, length: int) -> Tensor:
     return torch.randint(vocabulary, (batch, length), generator=generator).to(model.device)
 
 
-def run_once(model: PreTrainedModel, method: Method | None, prompts: Tensor, steps: int) -> Run:
+def run_once(model: PreTrainedModel, method: Method | None, prompts: Tensor, steps: int) -> TimedRun:
     """Prefill prompts and decode greedily.
 
     Args:
@@ -71,7 +71,7 @@ def run_once(model: PreTrainedModel, method: Method | None, prompts: Tensor, ste
             start = now(model)
             output = model(token, past_key_values=output.past_key_values, use_cache=True)
             taken.append(now(model) - start)
-    return Run(prefill_s, median(taken), output.past_key_values)
+    return TimedRun(prefill_s, median(taken), output.past_key_values)
 
 
 def now(model: PreTrainedModel) -> float:

@@ -1,4 +1,4 @@
 """Hidden states that tell where a method fails; the command `mesa-lm probe`.
 
-Read `run` first.
+Read `probe_model` first.
 """

@@ -13,7 +13,7 @@ WINDOW = 8  # blocks on either side of T, half of T
 LASTING = 2  # blocks that must lie past the threshold one after another
 MIN_SCORE = 1.0
 # Below this share of the layer's mean magnitude a spread is rounding, not variation.
-NEGLIGIBLE = 1e-3
+NEGLIGIBLE_SPREAD = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Jump:
         return (values - self.threshold) / (self.above - self.threshold)
 
 
-def find_jumps(origin: Profile, layers: Sequence[int], top: int) -> list[Jump]:
+def find_jumps(origin: Profile, top: int) -> list[Jump]:
     """Rank the dimensions by how far their value jumps at T.
 
     The score is |mean after - mean before| / (deviation after + deviation before), over the block means of the T/2
@@ -52,7 +52,6 @@ def find_jumps(origin: Profile, layers: Sequence[int], top: int) -> list[Jump]:
 
     Args:
         origin: Of the untouched model, at least 3/2 T long.
-        layers: Number of each recorded layer.
         top: Most dimensions to return.
 
     Returns:
@@ -63,7 +62,7 @@ def find_jumps(origin: Profile, layers: Sequence[int], top: int) -> list[Jump]:
     """
     edge = origin.boundary
     before, after = origin.values[:, edge - WINDOW : edge], origin.values[:, edge : edge + WINDOW]
-    floor = NEGLIGIBLE * before.abs().mean(dim=(1, 2))[:, None]
+    floor = NEGLIGIBLE_SPREAD * before.abs().mean(dim=(1, 2))[:, None]
     below, above = before.mean(1), after.mean(1)
     score = (above - below).abs() / (before.std(1) + after.std(1) + floor)
     scores, places = score.flatten().sort(descending=True, stable=True)
@@ -75,7 +74,7 @@ def find_jumps(origin: Profile, layers: Sequence[int], top: int) -> list[Jump]:
     size = score.shape[1]
     return [
         Jump(
-            layer=layers[place // size],
+            layer=origin.layers[place // size],
             dimension=place % size,
             score=value,
             below=float(below.flatten()[place]),
@@ -86,23 +85,17 @@ def find_jumps(origin: Profile, layers: Sequence[int], top: int) -> list[Jump]:
     ]
 
 
-def values_of(profile: Profile, layers: Sequence[int], jump: Jump) -> Tensor:
-    """Return a dimension's value in each block, (blocks,)."""
-    return profile.values[layers.index(jump.layer), :, jump.dimension]
-
-
-def crossing(profile: Profile, layers: Sequence[int], jump: Jump) -> int | None:
+def crossing(profile: Profile, jump: Jump) -> int | None:
     """Return the first position from T on at which a dimension goes past its threshold and stays for T/8 tokens.
 
     Args:
         profile: Of any method.
-        layers: Number of each recorded layer.
         jump: The dimension.
 
     Returns:
         A position, the first of a block; None if there is none up to the end.
     """
-    past = jump.departure(values_of(profile, layers, jump)) > 0
+    past = jump.departure(profile.of_dimension(jump.layer, jump.dimension)) > 0
     lasting = past.unfold(0, LASTING, 1).all(-1)[profile.boundary :].nonzero()
     return profile.starts[profile.boundary + int(lasting[0])] if len(lasting) else None
 

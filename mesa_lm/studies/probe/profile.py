@@ -5,7 +5,7 @@ numbers for one method, 33 MB for a model of 32 layers of 4096 at 4 T; never the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ class Profile:
 
     Args:
         values: (layers, blocks, hidden) float32, the states after each chosen layer.
+        layers: Number of each of these layers, from 0.
         starts: First position of each block.
         train_length: T in tokens; one of `starts`.
     """
 
     values: Tensor
+    layers: list[int]
     starts: list[int]
     train_length: int
 
@@ -37,6 +39,15 @@ class Profile:
     def boundary(self) -> int:
         """The block that starts at T."""
         return self.starts.index(self.train_length)
+
+    def of_layer(self, layer: int) -> "Profile":
+        """Return the profile of one layer."""
+        index = self.layers.index(layer)
+        return replace(self, values=self.values[index : index + 1], layers=[layer])
+
+    def of_dimension(self, layer: int, dimension: int) -> Tensor:
+        """Return a dimension's value in each block, (blocks,)."""
+        return self.values[self.layers.index(layer), :, dimension]
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -113,7 +124,7 @@ def record(
             for hook in hooks:
                 hook.remove()
     starts = [max(0, train_length + (block - before) * width) for block in range(len(sizes))]
-    return Profile(values=sums / sizes[:, None], starts=starts, train_length=train_length)
+    return Profile(values=sums / sizes[:, None], layers=list(layers), starts=starts, train_length=train_length)
 
 
 def _adder(handle: Handle, block_of: Tensor, sums: Tensor) -> Callable[[nn.Module, object, Tensor], None]:

@@ -45,7 +45,7 @@ class Stack:
     layers: tuple[Layer, ...]
 
 
-def run(stack: Stack, tokens: Tensor, distance_map: DistanceMap | None) -> list[Tensor]:
+def run_stack(stack: Stack, tokens: Tensor, distance_map: DistanceMap | None) -> list[Tensor]:
     """Run a stack over one sequence.
 
     Args:

@@ -15,7 +15,7 @@ BLOCK_RATIO = 1.001
 # Largest length looked at: what float64 holds with room for the arithmetic.
 LONGEST = 1e300
 # Weights e^-d of keys further away do not reach float64's last digit.
-NEGLIGIBLE = 40
+NEGLIGIBLE_FROM = 40
 
 
 def guaranteed_length(max_length: int, near: int, width: int | None = None, positions: int = MAX_POSITION) -> float:
@@ -76,7 +76,7 @@ def failure_length(max_length: int, near: int, positions: int = MAX_POSITION) ->
     weight = torch.cat([torch.ones(1), counts * (1 - _woven_position(middle, near, positions)).exp()])
     total = weight.cumsum(0)
     # At `length` + N, so that the far keys are those up to `length`.
-    for distance in range(min(near, NEGLIGIBLE)):
+    for distance in range(min(near, NEGLIGIBLE_FROM)):
         total += (near + 1 - distance - _woven_position(length + near - distance, near, positions)).exp()
     length += near
     failed = ((total >= max_length) & (length > max_length) & (length >= 2 * near)).nonzero()

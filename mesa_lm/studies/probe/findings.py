@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mesa_lm.studies.probe.measure import Curve
+from mesa_lm.studies.probe.measure import FailureCurve
 from mesa_lm.studies.probe.predict import Jump, crossing, predicted_length
 from mesa_lm.studies.probe.profile import Profile
 
@@ -25,7 +25,7 @@ class Agreement(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Findings:
     """Hold the prediction for every method, and what was measured.
 
     Args:
@@ -33,7 +33,6 @@ class Report:
         text: What was fed: the repeated word, or the file.
         train_length: T in tokens.
         length: Length of the input in tokens.
-        layers: The recorded layers.
         jumps: The dimensions that jump at T, highest score first.
         profiles: By method; "origin" first.
         passkey: Measured passkey accuracy, of the methods for which it was.
@@ -44,32 +43,49 @@ class Report:
     text: str
     train_length: int
     length: int
-    layers: list[int]
     jumps: list[Jump]
     profiles: dict[str, Profile]
-    passkey: dict[str, Curve]
-    tail_nll: dict[str, Curve]
+    passkey: dict[str, FailureCurve]
+    tail_nll: dict[str, FailureCurve]
 
     @property
-    def measured(self) -> dict[str, dict[str, Curve]]:
+    def measured(self) -> dict[str, dict[str, FailureCurve]]:
         """The measured curves by what was measured, then by method."""
         return {"passkey": self.passkey, "tail_nll": self.tail_nll}
 
     def crossings(self, method: str) -> list[int | None]:
         """Return where a method takes each dimension past its threshold."""
-        return [crossing(self.profiles[method], self.layers, jump) for jump in self.jumps]
+        return [crossing(self.profiles[method], jump) for jump in self.jumps]
 
     def predicted(self, method: str) -> int | None:
         """Return a method's predicted failure length in tokens, None if it does not fail up to the end."""
         return predicted_length(self.crossings(method))
 
-    def agreement(self, curves: Mapping[str, Curve]) -> Agreement:
+    def agreement(self, curves: Mapping[str, FailureCurve]) -> Agreement:
         """Count the measured methods for which the prediction is right."""
         return Agreement(
             right=sum(_agree(self.predicted(name), curve.failed_at) for name, curve in curves.items()),
             holding=sum(curve.failed_at is None for curve in curves.values()),
             measured=len(curves),
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the profiles; lengths and positions are tokens, None is null."""
+        methods: dict[str, Any] = {}
+        for name in self.profiles:
+            methods[name] = {"predicted": self.predicted(name), "crossings": self.crossings(name)}
+            for what, curves in self.measured.items():
+                methods[name][what] = asdict(curves[name]) if name in curves else None
+        return {
+            "model": self.model,
+            "text": self.text,
+            "train_length": self.train_length,
+            "length": self.length,
+            "layers": self.profiles["origin"].layers,
+            "dimensions": [asdict(jump) | {"threshold": jump.threshold} for jump in self.jumps],
+            "methods": methods,
+            "agreement": {what: self.agreement(curves)._asdict() for what, curves in self.measured.items() if curves},
+        }
 
 
 def _agree(predicted: int | None, measured: int | None) -> bool:
@@ -78,47 +94,29 @@ def _agree(predicted: int | None, measured: int | None) -> bool:
     return max(predicted, measured) <= AGREEING_FACTOR * min(predicted, measured)
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """Return a report without its profiles, ready for JSON; lengths and positions are tokens, None is null."""
-    methods: dict[str, Any] = {}
-    for name in report.profiles:
-        methods[name] = {"predicted": report.predicted(name), "crossings": report.crossings(name)}
-        for what, curves in report.measured.items():
-            methods[name][what] = asdict(curves[name]) if name in curves else None
-    return {
-        "model": report.model,
-        "text": report.text,
-        "train_length": report.train_length,
-        "length": report.length,
-        "layers": report.layers,
-        "dimensions": [asdict(jump) | {"threshold": jump.threshold} for jump in report.jumps],
-        "methods": methods,
-        "agreement": {what: report.agreement(curves)._asdict() for what, curves in report.measured.items() if curves},
-    }
-
-
-def print_tables(report: Report) -> None:
+def print_findings(findings: Findings) -> None:
     """Print the dimensions, the failure lengths and how often prediction and measurement agree."""
     console = Console()
     console.print(
-        Text(f"{report.model}, T = {report.train_length}; {report.text}, {report.length} tokens", style="bold")
+        Text(f"{findings.model}, T = {findings.train_length}; {findings.text}, {findings.length} tokens", style="bold")
     )
     dimensions = Table("layer", "dimension", "score", "before T", "threshold", "after T")
-    for jump in report.jumps:
+    for jump in findings.jumps:
         numbers = [f"{number:.3f}" for number in (jump.score, jump.below, jump.threshold, jump.above)]
         dimensions.add_row(str(jump.layer), str(jump.dimension), *numbers)
     console.print(dimensions)
     lengths = Table("method", "dimensions past threshold", "predicted failure", "passkey fails", "tail NLL fails")
-    for name in report.profiles:
-        crossed = sum(position is not None for position in report.crossings(name))
+    for name in findings.profiles:
+        crossed = sum(position is not None for position in findings.crossings(name))
         failures = [
-            _shown(curves[name].failed_at) if name in curves else "not measured" for curves in report.measured.values()
+            _shown(curves[name].failed_at) if name in curves else "not measured"
+            for curves in findings.measured.values()
         ]
-        lengths.add_row(name, f"{crossed} of {len(report.jumps)}", _shown(report.predicted(name)), *failures)
+        lengths.add_row(name, f"{crossed} of {len(findings.jumps)}", _shown(findings.predicted(name)), *failures)
     console.print(lengths)
-    for what, curves in report.measured.items():
+    for what, curves in findings.measured.items():
         if curves:
-            right, holding, measured = report.agreement(curves)
+            right, holding, measured = findings.agreement(curves)
             console.print(
                 f"{what}: the prediction is right for {right} of {measured} methods (both none, or within a factor of "
                 f"{AGREEING_FACTOR}); predicting none for all would be for {holding}",

@@ -3,22 +3,24 @@
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from made_results import line
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from result_cells import line
 
 from mesa_lm.errors import UsageError
-from mesa_lm.reporting import plots
-from mesa_lm.reporting.results import Cell
+from mesa_lm.reporting.figure_style import save_figure
+from mesa_lm.reporting.length_figure import length_figure
 
 MESA = line({512: 1.0, 1024: 0.9, 4096: 0.95})
 ORIGIN = line({512: 1.0, 1024: 0.0}, method="origin")
+BOTH = pd.concat([MESA, ORIGIN])
 LOSS = {"metric": "nll", "stderr": 0.1, "higher_is_better": False}
 
 
-def axes_of(cells: list[Cell]) -> Axes:
-    (axes,) = plots._figure(cells).axes
+def axes_of(points: pd.DataFrame, *others: pd.DataFrame) -> Axes:
+    (axes,) = length_figure(points, *others).axes
     return axes
 
 
@@ -27,7 +29,7 @@ def labels_of(figure: Figure) -> list[str]:
 
 
 def test_axes_of_an_accuracy() -> None:
-    axes = axes_of(MESA + ORIGIN)
+    axes = axes_of(BOTH)
 
     assert axes.get_xscale() == "log"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["512", "1k", "4k"]
@@ -66,7 +68,7 @@ def test_a_score_between_0_and_1_is_drawn_in_percent() -> None:
 
 
 def test_lines_hold_the_values_beside_each_other() -> None:
-    containers = axes_of(MESA + ORIGIN).containers
+    containers = axes_of(BOTH).containers
     lines = {str(container.get_label()): container[0] for container in containers}
 
     assert list(lines) == ["origin", "mesa"]
@@ -78,7 +80,7 @@ def test_lines_hold_the_values_beside_each_other() -> None:
 
 
 def test_training_length_is_marked_inside_the_axes() -> None:
-    figure = plots._figure(line({3000: 0.9}))
+    figure = length_figure(line({3000: 0.9}))
     (axes,) = figure.axes
 
     assert labels_of(figure) == ["training length T = 512", "mesa"]
@@ -87,29 +89,29 @@ def test_training_length_is_marked_inside_the_axes() -> None:
 
 
 def test_unknown_training_length_and_intervals_are_not_drawn() -> None:
-    figure = plots._figure(line({512: 3.0}, **LOSS | {"stderr": None, "samples": None, "train_length": None}))
+    figure = length_figure(line({512: 3.0}, **LOSS | {"stderr": None, "samples": None, "train_length": None}))
 
     assert labels_of(figure) == ["mesa"]
     assert figure.axes[0].texts[0].get_text() == "model base; lower is better"
 
 
 def test_models_are_told_apart() -> None:
-    figure = plots._figure(line({512: 1.0}, model="a/base") + line({512: 1.0}, model="b/base", samples=30))
+    figure = length_figure(pd.concat([line({512: 1.0}, model="a/base"), line({512: 1.0}, model="b/base", samples=30)]))
 
     assert labels_of(figure)[1:] == ["a/base: mesa", "b/base: mesa"]
     assert figure.axes[0].texts[0].get_text() == "20 to 30 samples per length; bands: 95 % confidence"
 
 
 def test_56_lines_look_different() -> None:
-    cells = [cell for index in range(56) for cell in line({512: 1.0}, method=f"method{index:02}")]
-    looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axes_of(cells).containers}
+    points = pd.concat([line({512: 1.0}, method=f"method{index:02}") for index in range(56)])
+    looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axes_of(points).containers}
 
     assert len(looks) == 56
 
 
 def test_dense_lengths_keep_their_labels_and_points_apart() -> None:
     lengths = {1024 * step: 1.0 for step in range(1, 17)}
-    figure = plots._figure(line(lengths) + line(lengths, method="origin") + line(lengths, method="rerope"))
+    figure = length_figure(pd.concat([line(lengths, method=method) for method in ("mesa", "origin", "rerope")]))
     figure.draw_without_rendering()
     (axes,) = figure.axes
     boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
@@ -125,8 +127,8 @@ def test_dense_lengths_keep_their_labels_and_points_apart() -> None:
 )
 @pytest.mark.parametrize("models", [1, 2, 5])
 def test_nothing_is_clipped(method: str, models: int) -> None:
-    cells = [cell for i in range(models) for cell in line({512: 1.0, 1024: 0.0}, model=f"model-{i}", method=method)]
-    figure = plots._figure(cells + line({512: 1.0}, model="model-0", method="origin"))
+    lines = [line({512: 1.0, 1024: 0.0}, model=f"model-{i}", method=method) for i in range(models)]
+    figure = length_figure(pd.concat([*lines, line({512: 1.0}, model="model-0", method="origin")]))
     figure.draw_without_rendering()
     page, legend = figure.bbox, figure.legends[0].get_window_extent()
     (axes,) = figure.axes
@@ -142,7 +144,7 @@ def test_nothing_is_clipped(method: str, models: int) -> None:
 def test_draw_writes_the_same_file_again(tmp_path: Path, suffix: str, head: bytes) -> None:
     paths = [tmp_path / "new" / f"{name}{suffix}" for name in "ab"]
     for path in paths:
-        plots.draw(MESA + ORIGIN, path)
+        save_figure(length_figure(BOTH), path)
 
     assert paths[0].read_bytes().startswith(head)
     assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -151,11 +153,26 @@ def test_draw_writes_the_same_file_again(tmp_path: Path, suffix: str, head: byte
 @pytest.mark.parametrize("name", ["picture.gif", "picture"])
 def test_unknown_suffix(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"suffix '(.gif|)' \(allowed: .png, .svg, .pdf\)"):
-        plots.draw(MESA, tmp_path / name)
+        save_figure(length_figure(MESA), tmp_path / name)
 
 
 def test_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(UsageError, match="cannot be written"):
-        plots.draw(MESA, tmp_path / "file" / "picture.png")
+        save_figure(length_figure(MESA), tmp_path / "file" / "picture.png")
+
+
+def test_memory_is_drawn_in_gib_with_its_range_and_a_mark_where_it_ran_out() -> None:
+    shared = {"task": "bench", "higher_is_better": False, "train_length": None}
+    points = line({1024: 2**31}, metric="peak_bytes", **shared)
+    others = [
+        line({1024: 2**30}, metric="peak_bytes_min", **shared),
+        line({1024: 2**32}, metric="peak_bytes_max", **shared),
+        line({1024: 0.0, 4096: 1.0}, metric="oom", **shared),
+    ]
+    assert list(axes_of(points).lines[0].get_ydata()) == [2.0]
+    axes = axes_of(points, pd.concat([points, *others]))
+    (bar,) = axes.collections[0].get_segments()
+    assert [y for _, y in bar] == [1.0, 4.0] and axes.get_ylabel() == "peak memory (GiB)"
+    assert axes.get_yscale() == "log" and "OOM" in [text.get_text() for text in axes.texts]

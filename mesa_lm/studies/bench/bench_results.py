@@ -1,6 +1,7 @@
 """Benchmark results as lm-eval's results files and as a table."""
 
 import json
+import platform
 import re
 import sys
 import time
@@ -8,108 +9,107 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
+import torch
+import transformers
 from lm_eval.loggers.utils import get_git_commit_hash
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mesa_lm import __version__
+from mesa_lm.lengths import length_label
 from mesa_lm.methods.train_length import train_length_of
-from mesa_lm.reporting.results import length_label
-from mesa_lm.studies.bench.memory import GIB
-from mesa_lm.studies.bench.models import load_config
-from mesa_lm.studies.bench.run import Cell, Plan
+from mesa_lm.reporting.costs import GIB
+from mesa_lm.reporting.files import save_file
+from mesa_lm.studies.bench.shapes import load_config
+from mesa_lm.studies.bench.trials import Plan, Trial
 
 
-def metrics(cell: Cell, cells: Sequence[Cell]) -> dict[str, float]:
-    """Return the metrics of a cell: medians over rounds, with minimum and maximum for times.
+def trial_metrics(trial: Trial, trials: Sequence[Trial]) -> dict[str, float]:
+    """Return the metrics of a trial: medians over rounds, with minimum and maximum for times.
 
     Ratios to transformers alone are medians of the ratios within one round, which a busy machine disturbs least.
 
     Args:
-        cell: The cell.
-        cells: All cells, among which that of transformers alone is looked for.
+        trial: The trial.
+        trials: All trials, among which that of transformers alone is looked for.
     """
-    if cell.oom:
+    if trial.oom:
         return {"oom": 1.0}
     values = {"oom": 0.0}
-    stock = next((other for other in cells if _is_baseline(other, cell)), None)
-    for name, tokens in (("prefill", cell.batch * cell.length), ("decode", cell.batch)):
-        seconds: list[float] = getattr(cell, f"{name}_s")
-        values[f"{name}_s"] = median(seconds)
-        values[f"{name}_s_min"], values[f"{name}_s_max"] = min(seconds), max(seconds)
-        values[f"{name}_tokens_per_s"] = tokens / median(seconds)
+    stock = next((other for other in trials if _is_baseline(other, trial)), None)
+    for name, tokens in (("prefill", trial.batch * trial.length), ("decode", trial.batch)):
+        seconds = np.array(getattr(trial, f"{name}_s"))
+        values[f"{name}_s"] = _median(seconds)
+        values[f"{name}_s_min"], values[f"{name}_s_max"] = float(seconds.min()), float(seconds.max())
+        values[f"{name}_tokens_per_s"] = tokens / _median(seconds)
         if stock is not None:
-            values[f"{name}_ratio"] = median(
-                own / other for own, other in zip(seconds, getattr(stock, f"{name}_s"), strict=True)
-            )
-    if cell.floors:
-        values["floor_s"] = median(floor.seconds for floor in cell.floors)
-        values["floor_ratio"] = median(
-            own / floor.seconds for own, floor in zip(cell.prefill_s, cell.floors, strict=True)
-        )
-        for part in ("linear", "attention"):
-            values[f"{part}_gflops"] = median(
-                2e-9 * getattr(floor, f"{part}_macs") / getattr(floor, f"{part}_s") for floor in cell.floors
-            )
-    if cell.memory is not None:
-        parts = {"weight": cell.memory.weights, "kv": cell.memory.kv, "rest": cell.memory.rest}
+            values[f"{name}_ratio"] = _median(seconds / getattr(stock, f"{name}_s"))
+    if trial.floors:
+        linear_s, attention_s, linear_macs, attention_macs = np.array(trial.floors).T
+        values["floor_s"] = _median(linear_s + attention_s)
+        values["floor_ratio"] = _median(trial.prefill_s / (linear_s + attention_s))
+        values["linear_gflops"] = _median(2e-9 * linear_macs / linear_s)
+        values["attention_gflops"] = _median(2e-9 * attention_macs / attention_s)
+    if trial.memory is not None:
+        parts = {"weight": trial.memory.weights, "kv": trial.memory.kv, "rest": trial.memory.rest}
         values |= {f"{name}_bytes": float(size) for name, size in parts.items()}
         values["peak_bytes"] = float(sum(parts.values()))
     return values
 
 
-def write(plan: Plan, cells: Sequence[Cell], folder: Path) -> list[Path]:
+def save_trials(plan: Plan, trials: Sequence[Trial], folder: Path) -> list[Path]:
     """Write one results file per method, dtype and batch.
 
     Args:
         plan: What was measured.
-        cells: Its results.
+        trials: Its results.
         folder: Where to write, below a folder named after the model; created if missing.
 
     Returns:
         The files.
+
+    Raises:
+        UsageError: A file cannot be written.
     """
     paths = []
-    target = folder / _file_name(plan.source)
-    target.mkdir(parents=True, exist_ok=True)
     date = time.time()
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime(date))
-    for group in _by_method(cells):
-        name = _file_name(f"{_label(group[0])}_{group[0].dtype}_b{group[0].batch}")
-        path = target / f"results_{name}_{stamp}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(_results(plan, group, cells, date), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+
+    def place(trial: Trial) -> tuple[str, str, int]:
+        return trial.label, trial.dtype, trial.batch
+
+    for (label, dtype, batch), group in groupby(sorted(trials, key=place), key=place):
+        path = folder / _file_name(plan.source) / f"results_{_file_name(f'{label}_{dtype}_b{batch}')}_{stamp}.json"
+        save_file(path, json.dumps(_report(plan, list(group), trials, date), indent=2) + "\n")
         paths.append(path)
     return paths
 
 
-def rows(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """Yield what identifies each cell, with its metrics."""
-    for cell in cells:
-        place = {"method": _label(cell), "dtype": cell.dtype, "batch": cell.batch, "length": cell.length}
-        yield {**place, **metrics(cell, cells)}
+def trial_rows(trials: Sequence[Trial]) -> Iterator[dict[str, Any]]:
+    """Yield what identifies each trial, with its metrics."""
+    for trial in trials:
+        place = {"method": trial.label, "dtype": trial.dtype, "batch": trial.batch, "length": trial.length}
+        yield {**place, **trial_metrics(trial, trials)}
 
 
-def print_table(plan: Plan, cells: Sequence[Cell]) -> None:
-    """Print the cells for a reader."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def print_trials(plan: Plan, trials: Sequence[Trial]) -> None:
+    """Print the trials for a reader."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(
         f"{plan.source} on {plan.device}, {plan.threads} threads; median (min to max) of {plan.repeats} rounds"
     )
     memory = "peak GiB = weights + kv + rest"
     table = Table("length", "method", "prefill s", "x stock", "x floor", "decode ms", "x stock", memory)
-    many = len({(cell.dtype, cell.batch) for cell in cells}) > 1
-    for row in rows(cells):
+    many = len({(trial.dtype, trial.batch) for trial in trials}) > 1
+    for row in trial_rows(trials):
         label = f"{length_label(row['length'])}, {row['dtype']}, batch {row['batch']}" if many else None
         table.add_row(label or length_label(row["length"]), Text(row["method"]), *_texts(row))
     console.print(table)
-    for row in rows(cells):
+    for row in trial_rows(trials):
         if "floor_s" in row:
             console.print(
                 f"floor of {row['method']} at {length_label(row['length'])} tokens, {row['dtype']}, batch "
@@ -137,13 +137,13 @@ def _texts(row: dict[str, Any]) -> list[str]:
     return [prefill, ratio("prefill_ratio"), ratio("floor_ratio"), decode, ratio("decode_ratio"), memory]
 
 
-def _results(plan: Plan, group: Sequence[Cell], cells: Sequence[Cell], date: float) -> dict[str, Any]:
+def _report(plan: Plan, group: Sequence[Trial], trials: Sequence[Trial], date: float) -> dict[str, Any]:
     """Return what lm-eval would save of an evaluation with one task per length."""
     config = load_config(plan.model, plan.shape)
     first = group[0]
     task = f"bench_{first.dtype}_b{first.batch}"
-    names = {f"{task}_{length_label(cell.length)}": cell for cell in group}
-    measured = {name: metrics(cell, cells) for name, cell in names.items()}
+    names = {f"{task}_{length_label(trial.length)}": trial for trial in group}
+    measured = {name: trial_metrics(trial, trials) for name, trial in names.items()}
     parameters = {} if first.method is None else asdict(first.method)
     return {
         "results": {
@@ -151,12 +151,12 @@ def _results(plan: Plan, group: Sequence[Cell], cells: Sequence[Cell], date: flo
             for name, values in measured.items()
         },
         "group_subtasks": {task: list(names)},
-        "configs": {name: {"task": name, "metadata": {"length": cell.length}} for name, cell in names.items()},
+        "configs": {name: {"task": name, "metadata": {"length": trial.length}} for name, trial in names.items()},
         "higher_is_better": {
             name: {key: "per_s" in key or "gflops" in key for key in values} for name, values in measured.items()
         },
         "n-samples": {
-            name: {"original": plan.repeats, "effective": len(cell.prefill_s)} for name, cell in names.items()
+            name: {"original": plan.repeats, "effective": len(trial.prefill_s)} for name, trial in names.items()
         },
         "config": {
             "model": "mesa-lm bench",
@@ -184,40 +184,22 @@ def _results(plan: Plan, group: Sequence[Cell], cells: Sequence[Cell], date: flo
         "git_hash": get_git_commit_hash(),
         "date": date,
         "versions": dict.fromkeys(names, __version__),
-        **_library_versions(),
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
     }
 
 
-def _library_versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    return {"torch_version": torch.__version__, "transformers_version": transformers.__version__}
-
-
 def _device_name(device: str) -> str:
-    import platform
-
-    import torch
-
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
 
 
-def _is_baseline(other: Cell, cell: Cell) -> bool:
-    same = (other.dtype, other.batch, other.length) == (cell.dtype, cell.batch, cell.length)
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
+
+
+def _is_baseline(other: Trial, trial: Trial) -> bool:
+    same = (other.dtype, other.batch, other.length) == (trial.dtype, trial.batch, trial.length)
     return same and other.method is None and not other.oom
-
-
-def _label(cell: Cell) -> str:
-    given = ", ".join(f"{key}={value}" for key, value in sorted(cell.options.items()))
-    return f"{cell.name} ({given})" if given else cell.name
-
-
-def _by_method(cells: Sequence[Cell]) -> list[list[Cell]]:
-    def key(cell: Cell) -> tuple[str, str, int]:
-        return _label(cell), cell.dtype, cell.batch
-
-    return [list(group) for _, group in groupby(sorted(cells, key=key), key=key)]
 
 
 def _file_name(text: str) -> str:

@@ -11,14 +11,14 @@ from mesa_lm.harness.model_args import checked_source, one_line_errors
 from mesa_lm.harness.tokenizing import load_tokenizer
 from mesa_lm.methods.registry import available_methods, make_method
 from mesa_lm.methods.train_length import train_length_of
-from mesa_lm.reporting.results import DEMO_NAME
-from mesa_lm.studies.probe.measure import lengths_up_to, passkey_curves, saved_passkey_curves, tail_curves
+from mesa_lm.reporting.lm_eval_files import DEMO_NAME
+from mesa_lm.studies.probe.findings import Findings
+from mesa_lm.studies.probe.measure import Subject, lengths_up_to, passkey_curves, saved_passkey_curves, tail_curves
 from mesa_lm.studies.probe.predict import find_jumps
 from mesa_lm.studies.probe.profile import chosen_layers, decoder_layers, record
-from mesa_lm.studies.probe.report import Report
 
 
-def run(
+def probe_model(
     *,
     model: str | None,
     names: Sequence[str],
@@ -30,7 +30,7 @@ def run(
     samples: int,
     results: Path | None,
     progress: Callable[[str], None],
-) -> Report:
+) -> Findings:
     """Probe a model and measure it.
 
     Args:
@@ -46,7 +46,7 @@ def run(
         progress: Told what is being done.
 
     Returns:
-        The report.
+        What was found.
 
     Raises:
         MesaError: Something given cannot be used; before the weights are loaded wherever that can be known.
@@ -67,21 +67,21 @@ def run(
     for name, method in chosen.items():
         progress(f"recording hidden states under {name}")
         profiles[name] = record(loaded, method, tokens, numbers, train_length)
-    jumps = find_jumps(profiles["origin"], numbers, top)
+    jumps = find_jumps(profiles["origin"], top)
     lengths = lengths_up_to(train_length, multiple)
+    subject = Subject(model=loaded, tokenizer=tokenizer, methods=chosen, lengths=lengths, samples=samples)
     tail_nll = {}
     if samples and results is None:
         progress("measuring passkey accuracy")
-        passkey = passkey_curves(loaded, tokenizer, chosen, lengths, samples)
+        passkey = passkey_curves(subject)
     if samples:
         progress("measuring the loss of the last tokens")
-        tail_nll = tail_curves(loaded, tokenizer, chosen, lengths, samples)
-    return Report(
+        tail_nll = tail_curves(subject)
+    return Findings(
         model=source if model else DEMO_NAME,
         text=f"{word!r} repeated" if text is None else f"text of {text.name}",
         train_length=train_length,
         length=length,
-        layers=numbers,
         jumps=jumps,
         profiles=profiles,
         passkey=passkey,

@@ -7,11 +7,11 @@ import re
 import shutil
 import subprocess
 
+import command_line
 import pytest
-from helpers import save_results
-from typer.testing import CliRunner
+from made_results import save_results
 
-from mesa_lm.cli.main import app
+from mesa_lm.errors import UsageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "</pre><script>document.title='broken'</script>"
@@ -29,7 +29,7 @@ def results(tmp_path):
 
 
 def run(*arguments, code=0):
-    result = CliRunner().invoke(app, ["leaderboard", *map(str, arguments)], catch_exceptions=False)
+    result = command_line.run("leaderboard", *arguments)
     assert result.exit_code == code, result.output
     return result
 
@@ -136,9 +136,7 @@ def test_rows_without_a_value_are_sorted_last(results, tmp_path, clicks):
     assert shown[2] == "mesa" and len(shown) == 3
 
 
-def test_wrong_usage_is_refused(results, tmp_path, capsys):
-    from mesa_lm.errors import UsageError
-
+def test_wrong_usage_is_refused(results, tmp_path):
     for arguments, message in (
         ([results, "--fail-on-regression"], "--fail-on-regression needs results to compare with; give --baseline"),
         ([results, "--html", tmp_path / "x.txt"], "--html needs a file that ends in .html"),

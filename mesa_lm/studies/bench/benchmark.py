@@ -1,0 +1,106 @@
+"""Carry out a benchmark: every method in turn, round after round, so that a busy machine slows all alike."""
+
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import PreTrainedModel
+
+from mesa_lm.errors import UsageError
+from mesa_lm.lengths import length_label
+from mesa_lm.methods.origin import Origin
+from mesa_lm.models.memory import release
+from mesa_lm.models.support import check_supported
+from mesa_lm.studies.bench.floor import measure_floor
+from mesa_lm.studies.bench.peak_memory import cpu_memory, cuda_memory
+from mesa_lm.studies.bench.shapes import load_config, load_model
+from mesa_lm.studies.bench.timing import method_named, random_prompts, run_once
+from mesa_lm.studies.bench.trials import Plan, Trial
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def run_benchmark(plan: Plan, progress: Callable[[str], None]) -> list[Trial]:
+    """Measure everything of a plan.
+
+    Args:
+        plan: What to measure.
+        progress: Told what is being done.
+
+    Returns:
+        The trials by dtype, batch, length and method.
+
+    Raises:
+        MesaError: Something in the plan cannot be run; before any weight is loaded.
+    """
+    config = load_config(plan.model, plan.shape)
+    named = [(method_named(name, options), options) for name, options in plan.methods]
+    for method, _ in named:
+        if method is not None and not isinstance(method, Origin):
+            check_supported(config, method)
+    methods = [(None if method is None else method.bind(config), options) for method, options in named]
+    _check_device(plan)
+    torch.set_num_threads(plan.threads)
+    trials: list[Trial] = []
+    for dtype in plan.dtypes:
+        progress(f"loading {plan.source} in {dtype}")
+        model = load_model(plan.model, plan.shape, dtype, plan.device)
+        for batch, length in product(plan.batches, plan.lengths):
+            group = [
+                Trial(method=method, options=options, dtype=dtype, batch=batch, length=length)
+                for method, options in methods
+            ]
+            _measure_group(plan, model, group, progress)
+            trials += group
+        del model
+        release(torch.device(plan.device))
+    return trials
+
+
+def _check_device(plan: Plan) -> None:
+    try:
+        torch.empty(0, device=plan.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {plan.device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    if plan.memory and plan.device == "cpu" and sys.platform != "linux":
+        raise UsageError(f"memory on a CPU is measured on Linux, found {sys.platform}; give --no-memory")
+    if plan.memory and plan.device != "cpu" and torch.device(plan.device).type != "cuda":
+        raise UsageError(f"memory is measured on cpu and cuda, found device {plan.device!r}; give --no-memory")
+
+
+def _measure_group(plan: Plan, model: PreTrainedModel, group: list[Trial], progress: Callable[[str], None]) -> None:
+    """Measure the methods of one dtype, batch and length: memory first, which tells what fits, then time."""
+    where = f"{length_label(group[0].length)}, {group[0].dtype}, batch {group[0].batch}"
+    if plan.memory:
+        for trial in group:
+            progress(f"memory of {trial.name} at {where}")
+            trial.memory = cuda_memory(model, trial) if model.device.type == "cuda" else cpu_memory(plan, trial)
+            trial.oom = trial.memory is None
+    prompts = random_prompts(model, group[0].batch, group[0].length)
+    for number in range(plan.warm_up + plan.repeats):
+        for trial in _rotated(group, number):
+            if trial.oom:
+                continue
+            progress(f"round {number + 1} of {plan.warm_up + plan.repeats}: {trial.name} at {where}")
+            try:
+                taken = run_once(model, trial.method, prompts, plan.steps)
+                floor = None if trial.method is None else measure_floor(model, trial.method, trial.batch, trial.length)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                trial.oom = True
+                release(model.device)
+                continue
+            if number >= plan.warm_up:
+                trial.prefill_s.append(taken.prefill_s)
+                trial.decode_s.append(taken.decode_s)
+                trial.floors += [] if floor is None else [floor]
+
+
+def _rotated(group: list[Trial], number: int) -> Iterator[Trial]:
+    """Yield the trials, in every round beginning with another one."""
+    first = number % len(group)
+    yield from group[first:]
+    yield from group[:first]
