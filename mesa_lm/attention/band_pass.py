@@ -1,27 +1,28 @@
-"""The pass of a method with bands: new tokens at the end of rows, each row's queries block by block."""
+"""The pass of a method with bands: several new tokens at the end of rows."""
 
-from functools import partial
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mesa_lm.attention.bands import Sum, attend_band, merge_rounded
+from mesa_lm.attention.bands import Sum, attend_part, merge_rounded
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
-from mesa_lm.attention.kernels import Partial, Scoring, attend_masked
+from mesa_lm.attention.kernels import Scoring, additive_mask
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.parts import Part, parts_of
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Band, Extent
-
-_MOST_MOVES = 4  # positions of one query that are scored against all keys of a band, rather than moving the keys
 
 
 class BandPass:
     """New tokens at the end of rows that see what their method's bands say.
 
-    Keys are stored once, at `Method.stored_at`; a band that scores them elsewhere moves the few it needs. Angles are
+    Keys are stored once, at `Method.stored_at`; a band that scores them elsewhere moves those it needs. Angles are
     computed by the first layer and kept for the others.
     """
+
+    positions: Tensor | None = None  # takes queries and keys as the layer has them, without positions
 
     def __init__(self, tokens: NewTokens, method: Method, encoding: Encoding) -> None:
         """Prepare the pass.
@@ -40,134 +41,125 @@ class BandPass:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+class _PlannedBand(NamedTuple):
+    """A band with what all layers share.
+
+    Attributes:
+        queries: Which of the new tokens it has.
+        angles: Of their positions.
+        keys: Range of keys that it has.
+        moved: Those of them that are moved to where it scores them; None where none are.
+        shift: By how much.
+        goes_on: Keys are taken as the band before has left them; else as they are stored.
+        parts: What its queries see, keys counted from the first of the range.
+    """
+
+    queries: slice
+    angles: Angles
+    keys: slice
+    moved: slice | None
+    shift: Angles | None
+    goes_on: bool
+    parts: list[Part]
+
+
 class _RowRun:
     """Rows of a pass that are neighbours in the cache and hold equally many tokens of equally long inputs."""
 
     def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
         first = tokens.rows[part.start]
-        self.cache, self.method, self.part, self.extent = tokens.cache, method, part, extent
-        self.cached = slice(first, first + part.stop - part.start)
-        self.encoding, self.moves_all = encoding.for_input(method, extent), encoding.follows_length
-        self.past, self.new = self.cache.rows[first].length, tokens.count
-        index = torch.arange(self.past, self.past + self.new)
-        self.key_angles = self.encoding.angles(self.stored_at(index)[None])
-        self.key_scale = self._column(method.key_scale(index, extent))
-        scale = self._column(method.query_scale(index, extent))
-        places = torch.arange(self.new).split(method.block_len)
-        self.blocks = [_QueryBlock(self, slice(int(p[0]), int(p[-1]) + 1), index[p], scale) for p in places]
+        self.part = part
+        self._cache, self._cached = tokens.cache, slice(first, first + part.stop - part.start)
+        self._past, self._new = tokens.cache.rows[first].length, tokens.count
+        self._encoding, self._spared = encoding.for_input(method, extent), encoding.spared
+        index = torch.arange(self._past + self._new)
+        # Where angles follow the input's length, keys are stored without any.
+        self._stored_at = index * 0 if encoding.follows_length else method.stored_at(index, extent)
+        new = index[self._past :]
+        self._key_angles = self._encoding.angles(self._stored_at[self._past :][None])
+        self._key_scale = self._column(method.key_scale(new, extent))
+        self._query_scale = self._column(method.query_scale(new, extent))
+        self._bands = list(self._planned(method.bands(new, extent) or ()))
+        self._rounds_merge = method.rounds_merge
+        self._masks: dict[Part, Tensor] = {}
 
-    def stored_at(self, index: Tensor) -> Tensor:
-        """Return the positions at which keys are cached: 0 where angles follow the input's length."""
-        return index * 0 if self.moves_all else self.method.stored_at(index, self.extent)
+    def _planned(self, bands: tuple[Band, ...]) -> Iterator[_PlannedBand]:
+        """Yield the bands; where their keys were left by the band before, few have to be moved for bands alike."""
+        before = slice(0, 0)
+        places = self._stored_at[before]
+        for band in bands:
+            parts = parts_of(band.start, band.end, slanted_windows=self._encoding.device.type == "cpu")
+            if not parts:
+                continue
+            # Bands of some queries, as Stair PE has them, all have the same range.
+            some = band.queries is not None
+            keys = slice(0, len(self._stored_at)) if some else slice(int(band.start.min()), int(band.end.max()))
+            wanted = band.key_position(torch.arange(keys.start, keys.stop)).double()
+            stored = self._stored_at[keys].double()
+            moved: slice | None = slice(0, len(wanted)) if bool((wanted != stored).any()) else None
+            changed = evenly_apart((wanted != places).nonzero()[:, 0]) if some and keys == before else None
+            goes_on = moved is not None and changed is not None
+            if goes_on:
+                moved = changed
+            distance = wanted - (places if goes_on else stored)
+            queries = slice(None) if band.queries is None else evenly_apart(band.queries)
+            assert queries is not None, "queries of a band are at equal distances"
+            yield _PlannedBand(
+                queries,
+                self._encoding.angles(band.query_position[None]),
+                keys,
+                moved,
+                None if moved is None else self._encoding.shift(distance[moved][None]),
+                goes_on,
+                [part._replace(key=part.key - keys.start) for part in parts],
+            )
+            before, places = (keys, wanted) if moved is not None else (slice(0, 0), wanted)
 
     def _column(self, scale: Tensor | None) -> Tensor | None:
         if scale is None or bool((scale == 1).all()):
             return None
-        return scale.to(self.encoding.device, self.encoding.dtype)[:, None]
+        return scale.to(self._encoding.device, self._encoding.dtype)[:, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `BandPass.attend`, for these rows."""
-        stored = rotate(key, self.key_angles)
-        if self.key_scale is not None:
-            stored = multiply(stored, self.key_scale, self.encoding.spared)
-        for i, row in enumerate(range(self.cached.start, self.cached.stop)):
-            self.cache.write(layer, row, self.past, stored[i], value[i])
-        return torch.cat([block.attend(layer, query[:, :, block.part], scoring) for block in self.blocks], dim=2)
+        stored = rotate(key, self._key_angles)
+        if self._key_scale is not None:
+            stored = multiply(stored, self._key_scale, self._spared)
+        self._cache.write(layer, self._cached, self._past, stored, value)
+        if self._query_scale is not None:
+            query = multiply(query, self._query_scale, self._spared)
+        all_keys, all_values = self._cache.seen(layer, self._cached, self._past + self._new)
+        keys, sums = all_keys, list[Sum]()
+        for band in self._bands:
+            if band.goes_on:
+                assert band.moved is not None and band.shift is not None
+                keys[:, :, band.moved] = rotate(keys[:, :, band.moved], band.shift)
+            else:
+                keys = all_keys[:, :, band.keys]
+                keys = keys if band.shift is None else rotate(keys, band.shift)
+            values, rotated = all_values[:, :, band.keys], rotate(query[:, :, band.queries], band.angles)
+            if not sums or self._rounds_merge:
+                sums.append(Sum(query))
+            for part in band.parts:
+                partial = attend_part(part, rotated, keys, values, scoring, self._mask(part, query))
+                if len(self._bands) == len(band.parts) == 1 and part.problems == 1:
+                    return partial.output
+                sums[-1].add(partial, part, band.queries)
+        return merge_rounded(sums) if self._rounds_merge else sums[0].output()
 
-
-class _MovedQuery(NamedTuple):
-    """A band of one query, from slot `start` to `end`, with the query at several positions.
-
-    Attributes:
-        start: First key.
-        end: One past the last.
-        angles: Of the query's positions.
-        visible: (positions, keys) which keys each of them scores.
-    """
-
-    start: int
-    end: int
-    angles: Angles
-    visible: Tensor
-
-
-class _Shift:
-    """The angles that move a range of keys, kept for all layers: few distances as a table and an index into it.
-
-    Stair PE has a band of nearly all keys per residue; angles of every key for each would outgrow the cache.
-    """
-
-    def __init__(self, distance: Tensor, encoding: Encoding) -> None:
-        values, place = distance.unique(return_inverse=True)
-        compact = len(values) <= _MOST_MOVES
-        self._place = place.to(torch.uint8) if compact else None
-        self._angles = encoding.shift((values if compact else distance)[None])
-
-    def angles(self) -> Angles:
-        """Return the angles of every key, (1, len, rotary_dim)."""
-        if self._place is None:
-            return self._angles
-        place = self._place.to(self._angles.cos.device, torch.long)
-        return Angles(self._angles.cos[:, place], self._angles.sin[:, place])
-
-
-class _QueryBlock:
-    """Some consecutive queries of a run, with their bands and the angles these need."""
-
-    def __init__(self, run: _RowRun, part: slice, index: Tensor, scale: Tensor | None) -> None:
-        self.run, self.part = run, part
-        self.bands = run.method.bands(index, run.extent) or ()
-        self.scale = None if scale is None else scale[part]
-        self.query_angles = [run.encoding.angles(band.query_position[None]) for band in self.bands]
-        self._shifts: dict[tuple[int, int, int], _Shift | None] = {}
-        self._moved = [self._moved_query(band) for band in self.bands] if len(index) == 1 else [None] * len(self.bands)
-
-    def attend(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
-        """Return (rows, num_heads, q_len, head_dim) for the block's queries, given unrotated."""
-        if self.scale is not None:
-            query = multiply(query, self.scale, self.run.encoding.spared)
-        rounded = self.run.method.rounds_merge and self.run.new > 1
-        sums = [Sum(query)] * len(self.bands) if not rounded else [Sum(query) for _ in self.bands]
-        for i, (band, angles) in enumerate(zip(self.bands, self.query_angles, strict=True)):
-            moved = self._moved[i]
-            if moved is not None:
-                self._attend_moved(layer, query, moved, scoring, sums[i])
-                continue
-            own = query if band.queries is None else query[:, :, band.queries.to(query.device)]
-            attend_band(rotate(own, angles), partial(self._keys, layer, i), band, scoring, sums[i])
-        return merge_rounded(sums) if rounded else sums[0].output()
-
-    def _moved_query(self, band: Band) -> _MovedQuery | None:
-        """Return a band of one query with its keys left where they are stored; None where that does not pay.
-
-        Its scores depend on distances alone, so that moving the query back does what moving all of the keys forth does.
-        """
-        start, end = int(band.start[0]), int(band.end[0])
-        index = torch.arange(start, max(start, end))
-        distance = band.key_position(index) - self.run.stored_at(index)
-        values = distance.unique()
-        if len(values) > _MOST_MOVES or not bool(values.any()):
+    def _mask(self, part: Part, like: Tensor) -> Tensor | None:
+        """Return a slanted part's mask, made once for all layers."""
+        if part.shape != "slanted":
             return None
-        angles = self.run.encoding.angles((band.query_position - values)[None])
-        return _MovedQuery(start, end, angles, distance == values[:, None])
+        one = part._replace(query=0, key=0, problems=1, query_step=0, key_step=0)
+        if one not in self._masks:
+            self._masks[one] = additive_mask(part.visible(), like)
+        return self._masks[one]
 
-    def _attend_moved(self, layer: int, query: Tensor, moved: _MovedQuery, scoring: Scoring, total: Sum) -> None:
-        """Add a band of one query, (rows, num_heads, 1, head_dim), given unrotated."""
-        cached = self.run.cached, slice(None), slice(moved.start, moved.end)
-        keys, values = self.run.cache.keys[layer][cached], self.run.cache.values[layer][cached]
-        part = attend_masked(rotate(query, moved.angles), keys, values, scoring, moved.visible)
-        for place in range(len(moved.visible)):
-            one = slice(place, place + 1)
-            total.add(Partial(part.output[:, :, one], part.lse[:, :, one]), slice(0, 1))
 
-    def _keys(self, layer: int, band: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return cached keys and values of some slots, the keys moved to where a band scores them."""
-        keys = self.run.cache.keys[layer][self.run.cached, :, start:end]
-        values = self.run.cache.values[layer][self.run.cached, :, start:end]
-        place = (band, start, end)
-        if place not in self._shifts:
-            index = torch.arange(start, end)
-            distance = self.bands[band].key_position(index) - self.run.stored_at(index)
-            self._shifts[place] = _Shift(distance, self.run.encoding) if bool(distance.any()) else None
-        shift = self._shifts[place]
-        return (keys if shift is None else rotate(keys, shift.angles())), values
+def evenly_apart(index: Tensor) -> slice | None:
+    """Return increasing indices as a slice; None if they are not at equal distances."""
+    if len(index) == 0:
+        return None
+    steps = index.diff().unique().tolist() or [1]
+    return slice(int(index[0]), int(index[-1]) + 1, steps[0]) if len(steps) == 1 else None

@@ -1,24 +1,21 @@
-"""Dense methods as bands: ranges of keys that a query scores at one pair of positions.
+"""Attention of many queries to the parts of their bands, added up by log-sum-exp.
 
 ReRoPE, for example, has two bands, the keys less than `window` away at their true distance and all others at distance
-`window`. Each band is attention without a mask but for its slanted ends; the bands are merged by log-sum-exp, so that
-memory grows with the number of keys, not with its square.
+`window`. Partial results over disjoint sets of keys merge exactly, so that memory grows with the number of keys, not
+with its square.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mesa_lm.attention.kernels import Partial, Scoring, attend, attend_masked
-from mesa_lm.methods.geometry import Band
-
-# Queries that share a mask at a slanted edge: fewer mask less in vain, but fill the kernel's blocks worse.
-_TILE, _SMALLEST_TILE = 128, 16
+from mesa_lm.attention.parts import Part
 
 
 class Sum:
-    """Attention of a block of queries, added up over disjoint sets of keys."""
+    """Attention of some queries, added up over disjoint sets of keys."""
 
     def __init__(self, query: Tensor) -> None:
         """Start with no keys.
@@ -27,23 +24,34 @@ class Sum:
             query: (batch, num_heads, q_len, head_dim), for shape, dtype and device.
         """
         dtype = torch.promote_types(query.dtype, torch.float32)
+        batch, num_heads, q_len, head_dim = query.shape
         self._dtype = query.dtype
-        self._output = torch.zeros(query.shape, dtype=dtype, device=query.device)
+        # In memory as the model's next product and the kernels have it: (batch, q_len, num_heads, head_dim).
+        shape = (batch, q_len, num_heads, head_dim)
+        self._output = torch.zeros(shape, dtype=dtype, device=query.device).transpose(1, 2)
         self._lse = torch.full(query.shape[:-1], -torch.inf, dtype=dtype, device=query.device)
 
-    def add(self, part: Partial, rows: slice | Tensor) -> None:
+    def add(self, partial: Partial, part: Part, queries: slice) -> None:
         """Add keys.
 
         Args:
-            part: Attention of some queries to them; where its lse is -inf, a query stays as it was.
-            rows: Which queries.
+            partial: Attention of a part's queries to its keys, problems as rows of the batch.
+            part: The part.
+            queries: Which queries the part's band has.
         """
-        output, lse = self._output[:, :, rows], self._lse[:, :, rows]
-        share = torch.sigmoid(part.lse - lse).nan_to_num(0)  # nan: a query that has seen no key so far, and sees none
-        output.lerp_(part.output.to(output.dtype), share.unsqueeze(-1))
-        torch.logaddexp(lse, part.lse, out=lse)
-        if isinstance(rows, Tensor):  # a slice gave views
-            self._output[:, :, rows], self._lse[:, :, rows] = output, lse
+        output, lse = self._output[:, :, queries], self._lse[:, :, queries]
+        if part.problems == 1:
+            own = slice(part.query, part.query + part.q_len)
+            output, lse = output[:, :, own], lse[:, :, own]
+        else:
+            # (batch, num_heads, q_len, ...) -> (batch, problems, num_heads, part.q_len, ...)
+            own = slice(part.query, part.query + (part.problems - 1) * part.query_step + part.q_len)
+            output = output[:, :, own].unfold(2, part.q_len, part.query_step).permute(0, 2, 1, 4, 3)
+            lse = lse[:, :, own].unfold(2, part.q_len, part.query_step).transpose(1, 2)
+            shape = len(output), part.problems
+            partial = Partial(partial.output.unflatten(0, shape), partial.lse.unflatten(0, shape))
+        output.lerp_(partial.output.to(output.dtype), torch.sigmoid(partial.lse - lse).unsqueeze(-1))
+        torch.logaddexp(lse, partial.lse, out=lse)
 
     @property
     def lse(self) -> Tensor:
@@ -55,7 +63,7 @@ class Sum:
         return self._output.to(self._dtype)
 
 
-def merge_rounded(sums: list[Sum]) -> Tensor:
+def merge_rounded(sums: Sequence[Sum]) -> Tensor:
     """Merge sums over disjoint sets of keys with weights rounded to bfloat16.
 
     Source:
@@ -66,66 +74,33 @@ def merge_rounded(sums: list[Sum]) -> Tensor:
     return (weights * outputs).sum(0).to(outputs.dtype)
 
 
-def attend_band(
-    query: Tensor, keys: Callable[[int, int], tuple[Tensor, Tensor]], band: Band, scoring: Scoring, total: Sum
-) -> None:
-    """Add a band to the attention of a block of queries.
+def attend_part(
+    part: Part, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, mask: Tensor | None
+) -> Partial:
+    """Attend to a part of a band, its problems as rows of the batch.
 
     Args:
-        query: (batch, num_heads, q_len, head_dim), rotated to the band's query positions; only the band's queries.
-        keys: Returns keys and values start..end, each (batch, num_kv_heads, end - start, head_dim), rotated to the
-            band's key positions.
-        band: The band.
+        part: The part.
+        query: (batch, num_heads, q_len, head_dim) the band's queries.
+        key: (batch, num_kv_heads, kv_len, head_dim) keys from the first one of the cache on.
+        value: Like key.
         scoring: How the scores are computed.
-        total: What to add to.
+        mask: For `attend_masked` if the part is slanted.
     """
-    start, end = band.start, torch.maximum(band.start, band.end)
-    if bool((end == start).all()):
-        return
-    own = slice(0, query.shape[2]) if band.queries is None else band.queries.to(query.device)
-    inner = int(start[-1]), int(end[0])  # seen by every query
-    if inner[0] < inner[1]:
-        total.add(attend(query, *keys(*inner), scoring, causal=False), own)
-        edges = [(int(start[0]), inner[0]), (inner[1], int(end[-1]))]
-    else:
-        edges = [(int(start[0]), int(end[-1]))]
-    for edge in edges:
-        if edge[0] < edge[1]:
-            _attend_edge(query, *keys(*edge), edge, (start, end), scoring, own, total)
+    query = _problems(query, part.query, part.q_len, part.query_step, part.problems)
+    key, value = (_problems(states, part.key, part.kv_len, part.key_step, part.problems) for states in (key, value))
+    if part.shape == "slanted":
+        assert mask is not None
+        return attend_masked(query, key, value, scoring, mask)
+    if part.shape != "reversed":
+        return attend(query, key, value, scoring, causal=part.shape == "causal")
+    output, lse = attend(query.flip(2), key.flip(2), value.flip(2), scoring, causal=True)
+    return Partial(output.flip(2), lse.flip(2))
 
 
-def _attend_edge(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    edge: tuple[int, int],
-    bounds: tuple[Tensor, Tensor],
-    scoring: Scoring,
-    own: slice | Tensor,
-    total: Sum,
-) -> None:
-    """Add keys that not every query sees, a tile of queries at a time: a tile needs few keys that some do not see.
-
-    Args:
-        query: As in `attend_band`.
-        key: The edge's.
-        value: The edge's.
-        edge: First key, and one past the last.
-        bounds: For each query its first key, and one past its last.
-        scoring: How the scores are computed.
-        own: Which queries of the block these are.
-        total: What to add to.
-    """
-    start, end = bounds
-    steepest = max(1, int(torch.stack([start[-1] - start[0], end[-1] - end[0]]).max()) // len(start))
-    size = max(_SMALLEST_TILE, _TILE // steepest)
-    for first in range(0, len(start), size):
-        tile = slice(first, min(first + size, len(start)))
-        low, high = max(edge[0], int(start[tile.start])), min(edge[1], int(end[tile.stop - 1]))
-        if low >= high:
-            continue
-        index = torch.arange(low, high)
-        visible = (index >= start[tile, None]) & (index < end[tile, None])
-        seen = slice(low - edge[0], high - edge[0])
-        part = attend_masked(query[:, :, tile], key[:, :, seen], value[:, :, seen], scoring, visible)
-        total.add(part, tile if isinstance(own, slice) else own[tile])
+def _problems(states: Tensor, first: int, length: int, step: int, count: int) -> Tensor:
+    """Return `count` ranges of queries or keys, (batch * count, heads, length, head_dim); for a batch of one a view."""
+    if count == 1:
+        return states[:, :, first : first + length]
+    ranges = states[:, :, first : first + (count - 1) * step + length].unfold(2, length, step)
+    return ranges.permute(0, 2, 1, 4, 3).flatten(0, 1)

@@ -21,11 +21,13 @@ class CachedRow:
         length: Cached tokens.
         prompt_len: Length of its prompt in tokens.
         weave: Positions at which its keys are stored; None is linear.
+        recent_len: Length up to which the buffers of recent keys follow it; -1: they do not.
     """
 
     length: int = 0
     prompt_len: int = 0
     weave: Placement | None = None
+    recent_len: int = -1
 
 
 class WovenCache(Cache):
@@ -36,6 +38,9 @@ class WovenCache(Cache):
         columns: Padded input columns consumed so far, which is what `generate` counts.
         keys: Per layer (batch, num_kv_heads, capacity, head_dim), rotated to the position given by the row's weave.
         values: Per layer, like keys.
+        recent_keys: Per layer the last keys at their true positions, where decoding needs them beside those that are
+            stored; token i lies in slot i modulo the number of slots.
+        recent_values: Per layer, like recent_keys.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -44,6 +49,8 @@ class WovenCache(Cache):
         self.columns = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.recent_keys: dict[int, Tensor] = {}
+        self.recent_values: dict[int, Tensor] = {}
 
     @classmethod
     def from_rotated(cls, cache: Cache, columns: list[Tensor], layers: Layers) -> "WovenCache":
@@ -87,20 +94,50 @@ class WovenCache(Cache):
                 woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
         return woven
 
-    def write(self, layer: int, batch: int, start: int, key: Tensor, value: Tensor) -> None:
-        """Store keys and values of consecutive tokens of one row.
+    def write(self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor) -> None:
+        """Store keys and values of consecutive tokens of neighbouring rows.
 
         Args:
             layer: Layer index.
-            batch: Row.
+            rows: The rows.
             start: Slot of the first token.
-            key: (num_kv_heads, len, head_dim), rotated.
-            value: (num_kv_heads, len, head_dim).
+            key: (rows, num_kv_heads, len, head_dim), rotated.
+            value: (rows, num_kv_heads, len, head_dim).
         """
-        end = start + key.shape[1]
-        self._reserve(layer, max(end, self.rows[batch].prompt_len), key[None])
-        self.keys[layer][batch, :, start:end] = key
-        self.values[layer][batch, :, start:end] = value
+        end = start + key.shape[2]
+        self._reserve(layer, max(end, *(row.prompt_len for row in self.rows[rows])), key)
+        self.keys[layer][rows, :, start:end] = key
+        self.values[layer][rows, :, start:end] = value
+
+    def seen(self, layer: int, rows: slice, count: int) -> tuple[Tensor, Tensor]:
+        """Return views of the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim)."""
+        return self.keys[layer][rows, :, :count], self.values[layer][rows, :, :count]
+
+    def recent(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return the recent keys and values of neighbouring rows, in any order."""
+        return self.recent_keys[layer][rows], self.recent_values[layer][rows]
+
+    def write_recent(self, layer: int, rows: slice, width: int, start: int, key: Tensor, value: Tensor) -> None:
+        """Store recent keys and values of consecutive tokens of neighbouring rows.
+
+        Args:
+            layer: Layer index.
+            rows: The rows.
+            width: Slots of a row.
+            start: Index of the first token.
+            key: (rows, num_kv_heads, len, head_dim) at their true positions, at most `width` of them.
+            value: Like key, without positions.
+        """
+        for buffers, states in ((self.recent_keys, key), (self.recent_values, value)):
+            buffer = buffers.get(layer)
+            if buffer is None or buffer.shape[2] != width:
+                shape = (len(self.rows), states.shape[1], width, states.shape[3])
+                buffers[layer] = buffer = states.new_zeros(shape)
+            slot, count = start % width, states.shape[2]
+            fitting = min(count, width - slot)
+            buffer[rows, :, slot : slot + fitting] = states[:, :, :fitting]
+            if fitting < count:
+                buffer[rows, :, : count - fitting] = states[:, :, fitting:]
 
     def reweave(self, batch: int, weave: Placement, layers: Layers, end: int | None = None) -> None:
         """Move a row's keys to new positions by one rotation each.
@@ -187,7 +224,7 @@ class WovenCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows with these indices, in this order, repetitions allowed."""
         self.rows = [replace(self.rows[i]) for i in indices.tolist()]
-        for buffers in (self.keys, self.values):
+        for buffers in (self.keys, self.values, self.recent_keys, self.recent_values):
             for layer, buffer in buffers.items():
                 buffers[layer] = buffer.index_select(0, indices.to(buffer.device))
 
@@ -209,6 +246,7 @@ class WovenCache(Cache):
             raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
         for row in self.rows:
             row.length -= count
+            row.recent_len = -1
         self.columns -= count
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,34 +75,49 @@ class ForwardCall:
             columns: (rows of the part, len) their columns.
         """
         device = self.tokens.device
-        name = "inputs_embeds" if self.input_ids is None else "input_ids"
-        return {name: self.tokens[rows[:, None].to(device), columns.to(device)]}
+        return self._named(self.tokens[rows[:, None].to(device), columns.to(device)])
 
-    def columns(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return for each row the columns of its cached and of its new tokens, counted from the first new one.
+    def whole(self) -> dict[str, Any]:
+        """Return all new tokens, and which logits are wanted, as keyword arguments of the model's forward."""
+        return {**self._named(self.tokens), "logits_to_keep": self.logits_to_keep}
+
+    def _named(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {"inputs_embeds" if self.input_ids is None else "input_ids": tokens}
+
+    def cached_columns(self) -> list[Tensor]:
+        """Return for each row the columns of its cached tokens."""
+        if self.attention_mask is None:
+            return [torch.arange(self.past)] * self.batch
+        return [row.nonzero()[:, 0] for row in self._mask()[:, : self.past].bool().cpu()]
+
+    def columns(self) -> list[Tensor]:
+        """Return for each row the columns of its new tokens, counted from the first new one.
 
         Raises:
             ModelError: The mask or the positions are of a kind that cannot be followed.
         """
-        past, new = self.past, self.new
         if self.attention_mask is None:
-            cached, own = [torch.arange(past)] * self.batch, [torch.arange(new)] * self.batch
-        elif self.attention_mask.shape != (self.batch, past + new):
-            raise ModelError(
-                f"attention_mask must be 2-D and cover cached and new tokens, ({self.batch}, {past + new}), beyond the "
-                f"training length; found {tuple(self.attention_mask.shape)}"
-            )
+            own = [torch.arange(self.new)] * self.batch
         else:
-            mask = self.attention_mask.bool().cpu()
-            cached, own = [row[:past].nonzero()[:, 0] for row in mask], [row[past:].nonzero()[:, 0] for row in mask]
+            own = [row.nonzero()[:, 0] for row in self._mask()[:, self.past :].bool().cpu()]
             if not any(map(len, own)):
                 raise ModelError("attention_mask hides every new token")
         self._check_positions(own)
-        return cached, own
+        return own
+
+    def _mask(self) -> Tensor:
+        """Return the mask, checked."""
+        assert self.attention_mask is not None
+        if self.attention_mask.shape != (self.batch, self.past + self.new):
+            raise ModelError(
+                f"attention_mask must be 2-D and cover cached and new tokens, ({self.batch}, {self.past + self.new}), "
+                f"beyond the training length; found {tuple(self.attention_mask.shape)}"
+            )
+        return self.attention_mask
 
     def _check_positions(self, columns: list[Tensor]) -> None:
         """Refuse position_ids that are not consecutive over a row's tokens; where they start makes no difference."""
-        if self.position_ids is None:
+        if self.position_ids is None or self.new == 1:
             return
         positions = self.position_ids.cpu().expand(self.batch, -1)
         for row, own in enumerate(columns):
@@ -109,11 +126,7 @@ class ForwardCall:
 
 
 class WantedLogits:
-    """The logits that a call asks for, put together from those of its passes.
-
-    Attributes:
-        slot: For each new column its place among the wanted ones; -1 where its logits are not wanted.
-    """
+    """The logits that a call asks for, put together from those of its passes."""
 
     def __init__(self, call: ForwardCall) -> None:
         """Find out which columns' logits are wanted.
@@ -130,14 +143,22 @@ class WantedLogits:
                 "logits_to_keep must be an integer or a 1-D tensor beyond the training length, found "
                 f"{asked.ndim} dimensions"
             )
-        columns = torch.arange(call.new)
-        columns = columns[-asked:] if isinstance(asked, int) else columns[asked.cpu()]
-        wanted = columns.unique()
-        self.slot = torch.full((call.new,), -1)
-        self.slot[wanted] = torch.arange(len(wanted))
-        self._order = None if isinstance(asked, int) else self.slot[columns]
-        self._shape = call.batch, len(wanted)
+        self._call = call
         self._logits: Tensor | None = None
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        """The columns asked for, in order."""
+        asked, columns = self._call.logits_to_keep, torch.arange(self._call.new)
+        return columns[-asked:] if isinstance(asked, int) else columns[asked.cpu()]
+
+    @cached_property
+    def slot(self) -> Tensor:
+        """For each new column its place among the wanted ones; -1 where its logits are not wanted."""
+        wanted = self._columns.unique()
+        slot = torch.full((self._call.new,), -1)
+        slot[wanted] = torch.arange(len(wanted))
+        return slot
 
     def of(self, columns: Tensor) -> int | Tensor:
         """Return which logits of a pass are wanted, as its `logits_to_keep`: 0 for all, else a mask like `columns`.
@@ -157,7 +178,8 @@ class WantedLogits:
             logits: The wanted ones, (..., vocabulary).
         """
         if self._logits is None:
-            self._logits = logits.new_zeros(*self._shape, logits.shape[-1])
+            shape = self._call.batch, int(self.slot.max()) + 1
+            self._logits = logits.new_zeros(*shape, logits.shape[-1])
         slot = self.slot[columns]
         wanted = slot >= 0
         if bool(wanted.any()):
@@ -167,4 +189,6 @@ class WantedLogits:
     def result(self) -> Tensor:
         """Return the wanted logits of every row, in the order asked for, (batch, wanted columns, vocabulary)."""
         assert self._logits is not None, "no pass has run"
-        return self._logits if self._order is None else self._logits[:, self._order.to(self._logits.device)]
+        if isinstance(self._call.logits_to_keep, int):
+            return self._logits
+        return self._logits[:, self.slot[self._columns].to(self._logits.device)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from mesa_lm.attention.band_pass import BandPass
 from mesa_lm.attention.chunk_store import ChunkStates
 from mesa_lm.attention.encoding import Angles, Encoding, rotate
-from mesa_lm.attention.kernels import Scoring, attend, merge_partials
+from mesa_lm.attention.kernels import Scoring, attend, merge
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
 from mesa_lm.attention.model_pass import ModelPass, NewTokens
 from mesa_lm.attention.window import LayerWindow
@@ -23,7 +23,7 @@ class ChunkPass:
     Their keys attend at local positions and are stored at their woven ones.
 
     Attributes:
-        states: Per layer the keys, without positions, and the values that `attend` was given, if they are kept.
+        states: Per layer the keys, at the pass's `positions`, and the values that `attend` was given, if they are kept.
     """
 
     def __init__(
@@ -49,47 +49,53 @@ class ChunkPass:
         self._keeps_states = keeps_states
         self._cache, self._rows, self._first_chunk, self._block = tokens.cache, tokens.rows, first_chunk, block
         own = encoding.for_length(tokens.totals[0])
-        self._local_angles = own.angles(torch.arange(first_chunk, first_chunk + block.width)[None])
-        self._first_shift = own.shift(torch.arange(first_chunk)[None]) if encoding.follows_length else None
+        local = torch.arange(first_chunk, first_chunk + block.width)
+        self._moves = encoding.follows_length  # such keys are stored at position 0
+        self._local_angles = own.angles(local[None]) if self._moves else None
+        self._first_shift = own.shift(torch.arange(first_chunk)[None]) if self._moves else None
+        rows = len(tokens.rows) * block.chunks
+        self.positions = None if self._moves else local.expand(rows, -1)
         index = torch.arange(block.start, block.start + block.width * block.chunks).view(block.chunks, block.width)
         position = index if weave is None else weave.position(index)
-        stored = own.angles(position * 0 if encoding.follows_length else position)
+        stored = own.angles(position * 0) if self._moves else own.shift(position - local)
         self._stored_angles = Angles(*(table.repeat(len(self._rows), 1, 1) for table in stored))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output; shapes as in `GroupPass`, rows times chunks."""
-        query = rotate(query, self._local_angles)
-        own = attend(query, rotate(key, self._local_angles), value, scoring, causal=True)
+        if self._keeps_states:
+            self.states[layer] = key, value
+        self.store(layer, key, value)
+        if self._local_angles is not None:
+            query, key = rotate(query, self._local_angles), rotate(key, self._local_angles)
+        own = attend(query, key, value, scoring, causal=True)
         first_key, first_value = (
-            torch.cat(
-                [
-                    states[layer][row : row + 1, :, : self._first_chunk].expand(self._block.chunks, -1, -1, -1)
-                    for row in self._rows
-                ]
-            )
+            self._for_chunks([states[layer][row : row + 1, :, : self._first_chunk] for row in self._rows])
             for states in (self._cache.keys, self._cache.values)
         )
         if self._first_shift is not None:
             first_key = rotate(first_key, self._first_shift)
-        output = merge_partials(attend(query, first_key, first_value, scoring, causal=False), own)
-        if self._keeps_states:
-            self.states[layer] = key, value
-        self.store(layer, key, value)
-        return output
+        return merge([attend(query, first_key, first_value, scoring, causal=False), own])
+
+    def _for_chunks(self, states: list[Tensor]) -> Tensor:
+        """Repeat (1, num_kv_heads, len, head_dim) of each prompt for its chunks."""
+        repeated = [own.expand(self._block.chunks, -1, -1, -1) for own in states]
+        return repeated[0] if len(repeated) == 1 else torch.cat(repeated)
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Write keys, not brought to any position, and values to the cache; shapes as in `attend`."""
+        """Write keys, at the pass's `positions`, and values to the cache; shapes as in `attend`."""
         count = self._block.chunks
         key = rotate(key, self._stored_angles)
         for i, row in enumerate(self._rows):
             chunks = slice(i * count, (i + 1) * count)
-            # (count, num_kv_heads, width, head_dim) -> (num_kv_heads, count * width, head_dim)
-            row_key, row_value = (states[chunks].transpose(0, 1).flatten(1, 2) for states in (key, value))
-            self._cache.write(layer, row, self._block.start, row_key, row_value)
+            # (count, num_kv_heads, width, head_dim) -> (1, num_kv_heads, count * width, head_dim)
+            row_key, row_value = (states[chunks].transpose(0, 1).flatten(1, 2)[None] for states in (key, value))
+            self._cache.write(layer, slice(row, row + 1), self._block.start, row_key, row_value)
 
 
 class WindowedChunkPass:
     """Middle chunks in layers with a window: there they are consecutive tokens, as in the untouched model."""
+
+    positions: Tensor | None = None
 
     def __init__(self, tokens: NewTokens, window: int, encoding: Encoding) -> None:
         """Prepare the pass.

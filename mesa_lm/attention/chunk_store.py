@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mesa_lm.methods.geometry import Block
 
-# Per layer the keys, not brought to any position, and the values of a chunk, each (num_kv_heads, width, head_dim).
+# Per layer the keys, as the pass of the chunk was given them, and the values, each (num_kv_heads, width, head_dim).
 ChunkStates = dict[int, tuple[Tensor, Tensor]]
 
 # Prompts in a row that share nothing with those before; then there is nothing to expect from storing more.

@@ -1,10 +1,10 @@
-"""A pass without bands: new tokens that see everything before them."""
+"""A pass without bands: several new tokens that see everything before them."""
 
 import torch
 from torch import Tensor
 
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
-from mesa_lm.attention.kernels import Scoring, attend, merge_partials
+from mesa_lm.attention.kernels import Scoring, attend, merge
 from mesa_lm.attention.model_pass import NewTokens
 from mesa_lm.methods.base import Method
 
@@ -12,7 +12,7 @@ from mesa_lm.methods.base import Method
 class DensePass:
     """New tokens at the end of rows; they see everything cached and, causally, one another.
 
-    Prompts that are not cut, first and last chunks, appended pieces and decoded tokens are such passes.
+    Prompts that are not cut, first and last chunks and appended pieces are such passes.
     """
 
     def __init__(self, tokens: NewTokens, method: Method, encoding: Encoding) -> None:
@@ -24,14 +24,16 @@ class DensePass:
             encoding: The layers' position encoding.
         """
         self._tokens, self._runs, self._spared = tokens, tokens.neighbours(), encoding.spared
-        angles, scales = [], []
+        positions, scales = [], []
+        encodings = [encoding.for_input(method, extent) for extent in tokens.extents()]
+        self._own_angles: list[Angles] = []  # per row, where they depend on its length
         self._cached_shifts: list[Angles] = []  # per row, for keys that are cached at position 0
-        for row, extent in zip(tokens.rows, tokens.extents(), strict=True):
+        for row, extent, own in zip(tokens.rows, tokens.extents(), encodings, strict=True):
             state = tokens.cache.rows[row]
             index = torch.arange(state.length, state.length + tokens.count)
-            position = index if state.weave is None else state.weave.position(index)
-            own = encoding.for_input(method, extent)
-            angles.append(own.angles(position[None]))
+            positions.append(index if state.weave is None else state.weave.position(index))
+            if own is not encoding or encoding.follows_length:
+                self._own_angles.append(own.angles(positions[-1][None]))
             if encoding.follows_length:
                 seen = torch.arange(state.length + tokens.count)
                 distance = seen if state.weave is None else state.weave.position(seen)
@@ -39,40 +41,39 @@ class DensePass:
                 self._stored_angles = own.angles(torch.zeros(1, tokens.count))
             scale = method.query_scale(index, extent)
             scales.append(torch.ones(tokens.count) if scale is None else scale)
-        self._angles = Angles(torch.cat([a.cos for a in angles]), torch.cat([a.sin for a in angles]))
+        self.positions = None if self._own_angles else torch.stack(positions)
         scaled = torch.stack(scales)
         changed = bool((scaled != 1).any())
         self._query_scale = scaled.to(encoding.device, encoding.dtype)[:, None, :, None] if changed else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output; shapes as in `GroupPass`."""
-        tokens = self._tokens
         stored = rotate(key, self._stored_angles) if self._cached_shifts else None
-        query, key = rotate(query, self._angles), rotate(key, self._angles)
+        if self._own_angles:
+            angles = Angles(*(torch.cat(tables) for tables in zip(*self._own_angles, strict=True)))
+            query, key = rotate(query, angles), rotate(key, angles)
         if self._query_scale is not None:
             query = multiply(query, self._query_scale, self._spared)
-        for i, row in enumerate(tokens.rows):
-            past = tokens.cache.rows[row].length
-            tokens.cache.write(layer, row, past, (key if stored is None else stored)[i], value[i])
-        outputs = [self._attend_run(layer, run, query[run], key[run], value[run], scoring) for run in self._runs]
+        outputs = [
+            self._attend_run(
+                layer, run, query[run], key[run], value[run], key[run] if stored is None else stored[run], scoring
+            )
+            for run in self._runs
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_run(
-        self, layer: int, run: slice, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+        self, layer: int, run: slice, query: Tensor, key: Tensor, value: Tensor, stored: Tensor, scoring: Scoring
     ) -> Tensor:
         """Attend for rows that are neighbours in the cache and hold equally many tokens."""
-        cache, new = self._tokens.cache, self._tokens.count
-        first = self._tokens.rows[run.start]
-        past = cache.rows[first].length
-        cached = slice(first, first + run.stop - run.start)
-        seen = past + 1 if new == 1 else past
-        keys, values = cache.keys[layer][cached, :, :seen], cache.values[layer][cached, :, :seen]
-        if self._cached_shifts:
-            cos, sin = (torch.cat(tables)[:, :seen] for tables in zip(*self._cached_shifts[run], strict=True))
-            keys = rotate(keys, Angles(cos, sin))
-        if new == 1:
-            return attend(query, keys, values, scoring, causal=False).output
+        cache, first = self._tokens.cache, self._tokens.rows[run.start]
+        past, cached = cache.rows[first].length, slice(first, first + run.stop - run.start)
+        cache.write(layer, cached, past, stored, value)
         own = attend(query, key, value, scoring, causal=True)
         if past == 0:
             return own.output
-        return merge_partials(attend(query, keys, values, scoring, causal=False), own)
+        keys, values = cache.seen(layer, cached, past)
+        if self._cached_shifts:
+            cos, sin = (torch.cat(tables)[:, :past] for tables in zip(*self._cached_shifts[run], strict=True))
+            keys = rotate(keys, Angles(cos, sin))
+        return merge([attend(query, keys, values, scoring, causal=False), own])

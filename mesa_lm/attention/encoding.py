@@ -46,15 +46,16 @@ def rotate(states: Tensor, angles: Angles) -> Tensor:
     return rotated.to(states.dtype)
 
 
-def multiply(states: Tensor, factor: Tensor, spared: int) -> Tensor:
+def multiply(states: Tensor, factor: Tensor | float, spared: int) -> Tensor:
     """Multiply queries or keys, but not their first components.
 
     Args:
         states: (batch, heads, len, head_dim).
-        factor: Broadcasts against it, with one component last.
+        factor: A number, or what broadcasts against the states with one component last.
         spared: Number of first components that are left as they are; see `Encoding`.
     """
-    factor = factor.to(states.device)
+    if isinstance(factor, Tensor):
+        factor = factor.to(states.device)
     if not spared:
         return states * factor
     return torch.cat([states[..., :spared], states[..., spared:] * factor], dim=-1)

@@ -4,13 +4,17 @@ A causal pass of new tokens over cached ones is two kernel calls, all cached key
 square-causal, joined through their log-sum-exp. So no mask or score matrix of the input's length ever exists.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 QUERY_BLOCK = 256  # queries at a time where no fused kernel is available; bounds the scores in memory
+_HEAD_MULTIPLE = 8  # components of a head that CUDA's kernels take; others are filled up with zeros
+_MASK_MULTIPLE = 16  # keys per row of a mask in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,50 +54,66 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, causal: 
         scoring: How the scores are computed.
         causal: Query i sees keys 0..i; needs q_len == kv_len. Else every query sees every key.
     """
-    batch, num_heads, q_len, head_dim = query.shape
-    num_kv_heads = key.shape[1]
-    if num_heads == num_kv_heads:
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1 or _is_flash(query, scoring):  # flash attention takes shared keys as they are
         return _kernel(query, key, value, scoring, causal)
-    groups = num_heads // num_kv_heads
     if causal:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         return _kernel(query, key, value, scoring, causal)
-    # Without a mask the heads that share keys are just more queries: nothing is expanded.
-    folded = query.reshape(batch, num_kv_heads, groups * q_len, head_dim)
-    output, lse = _kernel(folded, key, value, scoring, causal)
-    return Partial(output.reshape(batch, num_heads, q_len, head_dim), lse.reshape(batch, num_heads, q_len))
+    return _attend_folded(query, key, value, scoring, None)
 
 
-def attend_masked(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, visible: Tensor) -> Partial:
-    """Attend to the visible keys; for the narrow slanted ends of bands, where a mask is small.
+def attend_masked(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, mask: Tensor) -> Partial:
+    """Attend to some of the keys; for parts of bands where no unmasked kernel call serves.
 
     Args:
         query: (batch, num_heads, q_len, head_dim).
         key: (batch, num_kv_heads, kv_len, head_dim).
         value: Like key.
         scoring: How the scores are computed.
-        visible: (q_len, kv_len) bool; a query may see nothing, its lse then is -inf and its output 0.
+        mask: (q_len, kv_len) on the queries' device and in their dtype: 0 for a key that is seen, -inf for others;
+            every query sees one.
     """
+    return _attend_folded(query, key, value, scoring, mask)
+
+
+def additive_mask(visible: Tensor, like: Tensor) -> Tensor:
+    """Return the mask of `attend_masked`.
+
+    Args:
+        visible: (q_len, kv_len) bool.
+        like: For dtype and device.
+    """
+    hidden = ~visible.to(like.device)
+    return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, -torch.inf)
+
+
+def _attend_folded(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, mask: Tensor | None) -> Partial:
+    """Attend without causality, where heads that share keys are just more queries: nothing is expanded."""
     batch, num_heads, q_len, head_dim = query.shape
-    num_kv_heads = key.shape[1]
-    groups = num_heads // num_kv_heads
-    visible = visible.to(query.device)
-    mask = torch.zeros(visible.shape, dtype=query.dtype, device=query.device).masked_fill(~visible, -torch.inf)
-    folded = query.reshape(batch, num_kv_heads, groups * q_len, head_dim)
-    output, lse = _kernel(folded, key, value, scoring, causal=False, mask=mask.repeat(groups, 1))
-    output, lse = output.reshape(query.shape), lse.reshape(batch, num_heads, q_len)
-    nothing = ~visible.any(-1)
-    return Partial(output.masked_fill(nothing[:, None], 0), lse.masked_fill(nothing, -torch.inf))
+    groups = num_heads // key.shape[1]
+    if groups == 1:
+        return _kernel(query, key, value, scoring, causal=False, mask=mask)
+    folded = query.reshape(batch, key.shape[1], groups * q_len, head_dim)
+    repeated = None if mask is None else mask.repeat(groups, 1)
+    output, lse = _kernel(folded, key, value, scoring, causal=False, mask=repeated)
+    return Partial(output.reshape(query.shape), lse.reshape(batch, num_heads, q_len))
 
 
-def merge_partials(one: Partial, other: Partial) -> Tensor:
-    """Return attention over the union of two disjoint sets of keys, (batch, num_heads, q_len, head_dim).
+def merge(partials: Sequence[Partial]) -> Tensor:
+    """Return attention over the union of disjoint sets of keys, (batch, num_heads, q_len, head_dim).
 
     Source:
         FlashAttention, arXiv 2205.14135, section 3.1: softmax over a concatenation.
     """
-    weight = torch.sigmoid(other.lse - one.lse).unsqueeze(-1)
-    return torch.lerp(one.output.to(weight.dtype), other.output.to(weight.dtype), weight).to(one.output.dtype)
+    output, lse = partials[0]
+    dtype = output.dtype
+    for number, other in enumerate(partials[1:], 2):
+        weight = torch.sigmoid(other.lse - lse).unsqueeze(-1)
+        output = torch.lerp(output.to(weight.dtype), other.output.to(weight.dtype), weight)
+        if number < len(partials):
+            lse = torch.logaddexp(lse, other.lse)
+    return output.to(dtype)
 
 
 def attend_in_blocks(
@@ -128,20 +148,46 @@ def attend_in_blocks(
     return Partial(torch.cat(outputs, dim=-2), torch.cat(sums, dim=-1))
 
 
+def _has_kernel(query: Tensor, scoring: Scoring) -> bool:
+    """Tell whether a fused kernel computes the scores; a meta device, for counting kernels, is treated like CUDA."""
+    dtypes = {"cpu": (torch.float64, torch.float32), "cuda": (torch.float32,), "meta": (torch.float32,)}
+    known = (*dtypes.get(query.device.type, ()), torch.float16, torch.bfloat16)
+    return scoring.fused and scoring.softcap is None and query.device.type in dtypes and query.dtype in known
+
+
+def _is_flash(query: Tensor, scoring: Scoring) -> bool:
+    """Tell whether it is CUDA's flash attention, for scores without a mask."""
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    return _has_kernel(query, scoring) and query.device.type != "cpu" and is_half and query.shape[-1] <= 256
+
+
 def _kernel(
     query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, causal: bool, mask: Tensor | None = None
 ) -> Partial:
     """Call the fused kernel of the device and dtype, if there is one and it may be used."""
-    aten, scale = torch.ops.aten, scoring.scale
-    usual = scoring.softcap is None and scoring.fused
-    if usual and query.device.type == "cpu":
+    aten, scale, head_dim, q_len = torch.ops.aten, scoring.scale, query.shape[-1], query.shape[-2]
+    if not _has_kernel(query, scoring):
+        return attend_in_blocks(query, key, value, scoring, causal, mask)
+    if query.device.type == "cpu":
         return Partial(
             *aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, 0.0, causal, attn_mask=mask, scale=scale
             )
         )
-    half = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
-    if usual and query.device.type == "cuda" and half and mask is None:
+    missing = -head_dim % _HEAD_MULTIPLE
+    if missing:
+        query, key, value = (pad(states, (0, missing)) for states in (query, key, value))
+    if mask is None and _is_flash(query, scoring):
         output, lse, *_ = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)
-        return Partial(output, lse)
-    return attend_in_blocks(query, key, value, scoring, causal, mask)
+    else:
+        bias = None if mask is None else _aligned(mask).expand(*query.shape[:2], -1, -1)
+        output, lse, *_ = aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, True, 0.0, causal, scale=scale
+        )
+    return Partial(output[..., :head_dim], lse[..., :q_len])  # lse may be filled up to a multiple of 32 queries
+
+
+def _aligned(mask: Tensor) -> Tensor:
+    """Return a mask whose rows begin where the memory-efficient kernel can load them, as torch lays them out itself."""
+    missing = -mask.shape[-1] % _MASK_MULTIPLE
+    return pad(mask, (0, missing))[..., : mask.shape[-1]] if missing else mask

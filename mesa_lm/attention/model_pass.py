@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.encoding import Angles, rotate
 from mesa_lm.attention.kernels import Scoring
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
 from mesa_lm.methods.geometry import Extent
@@ -56,18 +58,29 @@ class NewTokens:
     def count_as_cached(self) -> None:
         """Note that keys and values of the new tokens are in the cache."""
         for row in self.rows:
-            self.cache.rows[row].length += self.count
+            state = self.cache.rows[row]
+            state.length += self.count
+            if state.recent_len != state.length:
+                state.recent_len = -1
 
 
 class GroupPass(Protocol):
-    """A pass through the layers of one group."""
+    """A pass through the layers of one group.
+
+    Attributes:
+        positions: (rows, new) where it takes queries and keys, on the CPU; None: it takes them without positions.
+    """
+
+    @property
+    def positions(self) -> Tensor | None:
+        """See above."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output.
 
         Args:
             layer: Layer index.
-            query: (rows, num_heads, new, head_dim), entered into the layer's encoding, without positions.
+            query: (rows, num_heads, new, head_dim), entered into the layer's encoding, at `positions`.
             key: (rows, num_kv_heads, new, head_dim), likewise.
             value: Like key.
             scoring: How the scores are computed.
@@ -78,7 +91,13 @@ class GroupPass(Protocol):
 
 
 class ModelPass:
-    """A pass through all layers of a model."""
+    """A pass through all layers of a model.
+
+    Attributes:
+        positions: (rows, new) where all layers want queries and keys, so that the model itself may bring them there;
+            None: at none, or not all at the same.
+        is_rotated: Whether the model does so; who runs the pass sets it.
+    """
 
     def __init__(self, layers: Layers, tokens: NewTokens, pass_of: Callable[[LayerGroup], GroupPass]) -> None:
         """Prepare the pass.
@@ -90,13 +109,22 @@ class ModelPass:
         """
         self._layers, self._tokens = layers, tokens
         self._passes = [pass_of(group) for group in layers.groups]
+        self._angles: dict[int, Angles] = {}
+        first, *others = [group_pass.positions for group_pass in self._passes]
+        alike = first is not None and all(other is not None and torch.equal(other, first) for other in others)
+        self.positions = first if alike else None
+        self.is_rotated = False
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Do what `GroupPass.attend` does, with queries, keys and values as the model's layer has them."""
-        group = self._layers.group_of[layer]
-        encoding = self._layers.groups[group].encoding
-        entered = encoding.enter(query, key, value, scoring.scale)
-        return encoding.leave(self._passes[group].attend(layer, *entered, scoring), value)
+        number = self._layers.group_of[layer]
+        encoding, group_pass = self._layers.groups[number].encoding, self._passes[number]
+        query, key, entered = encoding.enter(query, key, value, scoring.scale)
+        if group_pass.positions is not None and not self.is_rotated:
+            if number not in self._angles:
+                self._angles[number] = encoding.angles(group_pass.positions)
+            query, key = rotate(query, self._angles[number]), rotate(key, self._angles[number])
+        return encoding.leave(group_pass.attend(layer, query, key, entered, scoring), value)
 
     def finish(self) -> None:
         """Count the new tokens as cached, after the last layer."""

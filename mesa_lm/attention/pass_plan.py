@@ -14,6 +14,7 @@ from mesa_lm.attention.cache import WovenCache
 from mesa_lm.attention.call import ForwardCall, WantedLogits
 from mesa_lm.attention.chunk_pass import MiddleChunksPass
 from mesa_lm.attention.chunk_store import ChunkStore, Shared, split_by_store
+from mesa_lm.attention.decode_pass import DecodePass
 from mesa_lm.attention.dense_pass import DensePass
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
 from mesa_lm.attention.model_pass import GroupPass, ModelPass, NewTokens
@@ -34,11 +35,13 @@ class PlannedPass(NamedTuple):
         model_pass: What the model's attention layers call.
         rows: (rows of the pass,) batch row of each.
         columns: (rows of the pass, len) input columns of its tokens.
+        is_whole: It runs all tokens of the call as they are given.
     """
 
     model_pass: ModelPass
     rows: Tensor
     columns: Tensor
+    is_whole: bool = False
 
 
 class PassPlan:
@@ -63,8 +66,8 @@ class PassPlan:
         Raises:
             ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
         """
-        cached, self._columns = call.columns()
-        self.cache = _cache_of(call, cached, method, layers)
+        self._columns = call.columns()
+        self.cache = _cache_of(call, method, layers)
         self._call, self._wanted, self._method, self._layers = call, wanted, method, layers
         self._store = store if call.input_ids is not None and layers.share_chunks else None
         # With bands, tokens see the same in one pass and in several.
@@ -129,11 +132,15 @@ class PassPlan:
 
         def pass_of(group: LayerGroup) -> GroupPass:
             if group.window is not None:
-                return BandPass(tokens, LayerWindow(window=group.window), group.encoding)
-            kind = BandPass if self._method.has_bands else DensePass
-            return kind(tokens, self._method, group.encoding)
+                method: Method = LayerWindow(window=group.window)
+            else:
+                method = self._method
+            kind = DecodePass if tokens.count == 1 else BandPass if method.has_bands else DensePass
+            return kind(tokens, method, group.encoding)
 
-        return PlannedPass(ModelPass(self._layers, tokens, pass_of), torch.tensor(rows), columns)
+        # As many columns as the call has: then none of them is padding.
+        is_whole = tokens.count == self._call.new and len(rows) == self._call.batch
+        return PlannedPass(ModelPass(self._layers, tokens, pass_of), torch.tensor(rows), columns, is_whole)
 
     def _middle_chunks(
         self, rows: list[int], columns: Tensor, first: int, block: Block, weave: Placement | None
@@ -168,7 +175,7 @@ class PassPlan:
         ]
 
 
-def _cache_of(call: ForwardCall, cached: list[Tensor], method: Method, layers: Layers) -> WovenCache:
+def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
     """Return the cache that a call goes on with: the one it brings, made ours if the untouched model filled it."""
     if isinstance(call.cache, WovenCache):
         if len(call.cache.rows) != call.batch:
@@ -176,7 +183,7 @@ def _cache_of(call: ForwardCall, cached: list[Tensor], method: Method, layers: L
         return call.cache
     if call.cache is None or call.past == 0:
         return WovenCache(call.batch)
-    cache = WovenCache.from_rotated(call.cache, cached, layers)
+    cache = WovenCache.from_rotated(call.cache, call.cached_columns(), layers)
     if method.has_bands:
         for batch, row in enumerate(cache.rows):
             index = torch.arange(row.length)

@@ -40,6 +40,13 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: cuda if there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch on the CPU; 0: its own choice.")] = 0,
     memory: Annotated[bool, typer.Option(help="Measure memory too.")] = True,
+    calls: Annotated[
+        bool,
+        typer.Option(
+            "--calls",
+            help="Count kernel calls on CUDA's path in the place of measuring; needs neither a GPU nor weights.",
+        ),
+    ] = False,
     memory_limit: Annotated[
         float | None,
         typer.Option(help="GiB beyond which a CPU counts as out of memory. Default: none.", show_default=False),
@@ -67,7 +74,7 @@ def bench(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    kinds = _listed("dtypes", dtypes or ("float32" if device == "cpu" else "bfloat16"))
+    kinds = _listed("dtypes", dtypes or ("float32" if device == "cpu" and not calls else "bfloat16"))
     for kind in kinds:
         if kind not in DTYPES:
             raise UsageError(unknown_name("dtype", kind, DTYPES))
@@ -85,6 +92,7 @@ def bench(
         device=device,
         threads=threads or torch.get_num_threads(),
         memory=memory,
+        calls=calls,
         limit_bytes=None if memory_limit is None else int(memory_limit * GIB),
     )
     with Console(stderr=True).status("starting") as status:

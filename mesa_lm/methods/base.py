@@ -42,7 +42,6 @@ class Method:
     """
 
     name: ClassVar[str]
-    block_len: ClassVar[int] = 2048  # queries whose bands are computed at once
     static_rope: ClassVar[bool] = False  # whether `rope_parameters` are the same for every input
 
     def __post_init__(self) -> None:

@@ -27,7 +27,6 @@ class DynamicNTK(TrainedMethod):
     """
 
     name: ClassVar[str] = "dynamic_ntk"
-    block_len: ClassVar[int] = 4096  # all keys are moved for each block of queries
 
     factor: float = parameter(2.0, "how fast the base grows; not the ratio n / T", at_least=1)
     cached_keys: Literal["current", "stale"] = parameter("current", "base of cached keys: the input's or their own")

@@ -23,7 +23,6 @@ class StairPE(WovenMethod):
     """
 
     name: ClassVar[str] = "stair"
-    block_len: ClassVar[int] = 4096  # its queries fall into extrapolated_width groups; these should not be tiny
 
     extrapolated_position: int = parameter(
         window_rule, "distance N up to which positions are true", shown="min(512, T/4)", at_least=0

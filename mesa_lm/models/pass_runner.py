@@ -32,10 +32,11 @@ ATTENTION = "mesa_lm"  # the name under which transformers knows our attention
 
 
 class _Running(NamedTuple):
-    """The pass that runs, and whether fused kernels may compute it."""
+    """The pass that runs, whether fused kernels may compute it, and where the model brings queries and keys to."""
 
     model_pass: ModelPass
     fused: bool
+    positions: Tensor | None
 
 
 # Not every model hands keywords down to its attention, so the attention function finds the pass here.
@@ -65,12 +66,18 @@ def _no_mask(*args: Any, **kwargs: Any) -> Tensor:
     return torch.zeros(1, 1, 1, 1)
 
 
-def _no_rotation(states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Stand in for a rotary module: cos = 1 and sin = 0 for every position and component.
+def _rotation(
+    own: Callable[..., tuple[Tensor, Tensor]], states: Tensor, position_ids: Any = None, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """Stand in for a rotary module's forward, `own`: the angles of the pass's positions, or none at all.
 
-    One component stands for all: models that rotate part of a head split it by this width or broadcast it.
+    Without positions it is cos = 1 and sin = 0 for every position and component. One component stands for all: models
+    that rotate part of a head split it by this width or broadcast it.
     """
-    return states.new_ones(1, 1, 1), states.new_zeros(1, 1, 1)
+    positions = _running.get().positions
+    if positions is None:
+        return states.new_ones(1, 1, 1), states.new_zeros(1, 1, 1)
+    return own(states, positions.to(states.device), *args, **kwargs)
 
 
 # Passes are Python code through and through: compiled layers leave their graph here.
@@ -90,7 +97,10 @@ class PassRunner:
             attention: The attention module of each layer.
         """
         self._model, self._layers, self._attention, self._family = model, layers, attention, family_of(model.config)
-        self._rotary_modules = rotary_modules(model)
+        self._rotary_forwards = [(module, module.forward) for module in rotary_modules(model)]
+        # Attention modules whose forward is replaced do not rotate.
+        self._goes_through_interface = self._family.attention_forward is None
+        self._mask = _no_mask().to(model.device)
         self._configs = list({id(c): c for m in model.modules() if (c := getattr(m, "config", None))}.values())
 
     def run(
@@ -118,17 +128,36 @@ class PassRunner:
         with torch.no_grad(), self._own_attention():
             wanted = WantedLogits(call)
             plan = PassPlan(call, wanted, method, self._layers, store)
-            for model_pass, rows, columns in plan.passes():
-                before_pass(columns)
+            logits: Tensor | None = None
+            for planned in plan.passes():
+                before_pass(planned.columns)
+                if planned.is_whole:
+                    logits = self._run_pass(planned.model_pass, fused, forward, **call.whole())
+                    continue
+                rows, columns = planned.rows, planned.columns
                 tokens, kept = call.part(rows, columns), wanted.of(columns)
-                token = _running.set(_Running(model_pass, fused))
-                try:
-                    output = forward(**tokens, use_cache=False, logits_to_keep=kept, return_dict=True)
-                finally:
-                    _running.reset(token)
-                model_pass.finish()
-                wanted.put(rows, columns, output.logits)
-        return CausalLMOutputWithPast(logits=wanted.result(), past_key_values=plan.cache if call.use_cache else None)
+                output = self._run_pass(planned.model_pass, fused, forward, **tokens, logits_to_keep=kept)
+                wanted.put(rows, columns, output)
+            if logits is None:
+                logits = wanted.result()
+        return CausalLMOutputWithPast(logits=logits, past_key_values=plan.cache if call.use_cache else None)
+
+    def _run_pass(self, model_pass: ModelPass, fused: bool, forward: Callable[..., Any], **arguments: Any) -> Tensor:
+        """Run a pass through the model and return its logits."""
+        positions = None
+        if self._goes_through_interface:
+            positions = None if model_pass.positions is None else model_pass.positions.to(self._model.device)
+            # A mask of four dimensions is taken as it is; without one, transformers looks for packed sequences.
+            arguments["attention_mask"] = self._mask
+        model_pass.is_rotated = positions is not None
+        token = _running.set(_Running(model_pass, fused, positions))
+        try:
+            output = forward(**arguments, use_cache=False, return_dict=True)
+        finally:
+            _running.reset(token)
+        model_pass.finish()
+        logits: Tensor = output.logits
+        return logits
 
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
@@ -138,8 +167,8 @@ class PassRunner:
             for config in self._configs:
                 undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
-            for module in self._rotary_modules:
-                replace_method(module, "forward", _no_rotation, undo)
+            for module, own in self._rotary_forwards:
+                replace_method(module, "forward", functools.partial(_rotation, own), undo)
             if family.bias_method is not None and hasattr(base, family.bias_method):
                 replace_method(base, family.bias_method, _no_mask, undo)
             if family.attention_forward is not None:

@@ -46,4 +46,4 @@ RANKED_COSTS = tuple(name for name, cost in COSTS.items() if cost.column)
 
 def is_cost(metric: str) -> bool:
     """Return whether a metric is a cost or a speed, which say nothing about the quality of answers."""
-    return metric in COSTS or metric.endswith(("_per_s", "_gflops"))
+    return metric in COSTS or metric.endswith(("_per_s", "_gflops", "_calls"))

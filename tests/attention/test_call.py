@@ -12,9 +12,8 @@ MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]])
 
 def test_a_row_s_tokens_are_those_that_its_mask_shows():
     call = ForwardCall(input_ids=IDS, attention_mask=MASK)
-    cached, new = call.columns()
-    assert [row.tolist() for row in cached] == [[], []]
-    assert [row.tolist() for row in new] == [[2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5]]
+    assert [row.tolist() for row in call.cached_columns()] == [[], []]
+    assert [row.tolist() for row in call.columns()] == [[2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5]]
     assert (call.past, call.new, call.longest_row()) == (0, 7, 6)
     part = call.part(torch.tensor([1, 0]), torch.tensor([[0, 5], [2, 6]]))
     assert {name: tokens.tolist() for name, tokens in part.items()} == {"input_ids": [[7, 12], [2, 6]]}

@@ -54,8 +54,8 @@ def test_merging_equals_one_softmax_over_both_parts(q_len, past, groups):
     before = kernels.attend(query, key[:, :, :past], value[:, :, :past], Scoring(0.5), causal=False)
     own = kernels.attend(query, key[:, :, past:], value[:, :, past:], Scoring(0.5), causal=True)
     expected, _ = explicit(query, key, value, 0.5, causal=True)
-    torch.testing.assert_close(kernels.merge_partials(before, own).double(), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(kernels.merge_partials(own, before).double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(kernels.merge([before, own]).double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(kernels.merge([own, before]).double(), expected, atol=1e-5, rtol=0)
 
 
 def test_blocks_of_queries_are_joined_in_order(monkeypatch):

@@ -29,7 +29,7 @@ def passes(lengths, name, cache=None, **options):
     method = mesa_lm.make_method(name, **options).bind(CONFIG)
     plan = PassPlan(call, WantedLogits(call), method, NO_LAYERS)
     found = []
-    for model_pass, rows, columns in plan.passes():
+    for model_pass, rows, columns, _ in plan.passes():
         found.append((rows.tolist(), columns))
         model_pass.finish()
     return plan.cache, found

@@ -12,7 +12,6 @@ from method_cases import CASES
 from zoo import SCALING, UNSCALED, VARIANTS, T, tiny
 
 import mesa_lm
-from mesa_lm.attention.window import LayerWindow
 from mesa_lm.errors import ModelError
 from mesa_lm.harness.shared_context import continuation_logits
 
@@ -111,8 +110,6 @@ def test_long_prompts_are_run_in_passes(variant, monkeypatch):
             expected, batch = decode(model, ids, 205), model(**rows).logits
             with monkeypatch.context() as small:
                 small.setattr("mesa_lm.attention.pass_plan.PASS_TOKENS", 53)
-                small.setattr(LayerWindow, "block_len", 11)
-                small.setattr(mesa_lm.available_methods()[name], "block_len", 13)
                 torch.testing.assert_close(decode(model, ids, 205), expected, atol=TOLERANCE, rtol=0)
                 torch.testing.assert_close(model(**rows).logits, batch, atol=TOLERANCE, rtol=0)
 

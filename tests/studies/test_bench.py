@@ -103,6 +103,7 @@ def test_memory_is_told_apart(folder):
         steps=1,
         device="cpu",
         threads=1,
+        calls=False,
         memory=True,
         limit_bytes=None,
     )

@@ -37,6 +37,8 @@ def trial_metrics(trial: Trial, trials: Sequence[Trial]) -> dict[str, float]:
         trial: The trial.
         trials: All trials, among which that of transformers alone is looked for.
     """
+    if trial.calls is not None:
+        return {name: float(count) for name, count in asdict(trial.calls).items()}
     if trial.oom:
         return {"oom": 1.0}
     values = {"oom": 0.0}
@@ -99,6 +101,9 @@ def trial_rows(trials: Sequence[Trial]) -> Iterator[dict[str, Any]]:
 def print_trials(plan: Plan, trials: Sequence[Trial]) -> None:
     """Print the trials for a reader."""
     console = Console(width=None if sys.stdout.isatty() else 150)
+    if plan.calls:
+        console.print(_calls_table(plan, trials))
+        return
     console.print(
         f"{plan.source} on {plan.device}, {plan.threads} threads; median (min to max) of {plan.repeats} rounds"
     )
@@ -116,6 +121,25 @@ def print_trials(plan: Plan, trials: Sequence[Trial]) -> None:
                 f"{row['batch']}: {row['floor_s']:.3f} s at {row['linear_gflops']:.0f} GFLOP/s in matrix products and "
                 f"{row['attention_gflops']:.0f} in attention; prefill {row['floor_ratio']:.2f}x"
             )
+
+
+def _calls_table(plan: Plan, trials: Sequence[Trial]) -> Table:
+    """Return the kernel calls of each trial."""
+    title = f"{plan.source}: kernel calls of a layer + outside layers, waits of the host, copies to the device"
+    table = Table("length", "method", "prefill", "waits", "copies", "decoded token", "waits", "copies", title=title)
+    for row in trial_rows(trials):
+        label = f"{length_label(row['length'])}, {row['dtype']}, batch {row['batch']}"
+        counts = [
+            text
+            for kind in ("prefill", "decode")
+            for text in (
+                f"{row[f'{kind}_layer_calls']:g} + {row[f'{kind}_fixed_calls']:g}",
+                f"{row[f'{kind}_wait_calls']:g}",
+                f"{row[f'{kind}_copy_calls']:g}",
+            )
+        ]
+        table.add_row(label, Text(row["method"]), *counts)
+    return table
 
 
 def _texts(row: dict[str, Any]) -> list[str]:

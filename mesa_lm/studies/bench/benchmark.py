@@ -14,6 +14,7 @@ from mesa_lm.methods.origin import Origin
 from mesa_lm.models.memory import release
 from mesa_lm.models.support import check_supported
 from mesa_lm.studies.bench.floor import measure_floor
+from mesa_lm.studies.bench.kernel_calls import count_run
 from mesa_lm.studies.bench.peak_memory import cpu_memory, cuda_memory
 from mesa_lm.studies.bench.shapes import load_config, load_model
 from mesa_lm.studies.bench.timing import method_named, random_prompts, run_once
@@ -41,9 +42,16 @@ def run_benchmark(plan: Plan, progress: Callable[[str], None]) -> list[Trial]:
         if method is not None and not isinstance(method, Origin):
             check_supported(config, method)
     methods = [(None if method is None else method.bind(config), options) for method, options in named]
+    trials: list[Trial] = []
+    if plan.calls:
+        for dtype, batch, length, (method, options) in product(plan.dtypes, plan.batches, plan.lengths, methods):
+            trial = Trial(method=method, options=options, dtype=dtype, batch=batch, length=length)
+            progress(f"counting calls of {trial.name} at {length_label(length)}")
+            trial.calls = count_run(config, method, dtype, batch, length)
+            trials.append(trial)
+        return trials
     _check_device(plan)
     torch.set_num_threads(plan.threads)
-    trials: list[Trial] = []
     for dtype in plan.dtypes:
         progress(f"loading {plan.source} in {dtype}")
         model = load_model(plan.model, plan.shape, dtype, plan.device)

@@ -6,6 +6,7 @@ from typing import Any
 
 from mesa_lm.methods.base import Method
 from mesa_lm.studies.bench.floor import Floor
+from mesa_lm.studies.bench.kernel_calls import CountedRun
 from mesa_lm.studies.bench.timing import STOCK_NAME
 
 
@@ -41,6 +42,7 @@ class Plan:
         device: "cpu" or a CUDA device.
         threads: Of torch.
         memory: Measure memory too.
+        calls: Count kernel calls, in the place of measuring anything.
         limit_bytes: More memory than this counts as out of memory; None: what the machine has. CPU only.
     """
 
@@ -56,6 +58,7 @@ class Plan:
     device: str
     threads: int
     memory: bool
+    calls: bool
     limit_bytes: int | None
 
     @property
@@ -78,6 +81,7 @@ class Trial:
         decode_s: Seconds of a decoding step in each measured round.
         floors: The floor in each measured round, for methods that cut prompts into chunks.
         memory: At the peak; None if not measured.
+        calls: Kernel calls; None if not counted.
         oom: It ran out of memory.
     """
 
@@ -90,6 +94,7 @@ class Trial:
     decode_s: list[float] = field(default_factory=list)
     floors: list[Floor] = field(default_factory=list)
     memory: Memory | None = None
+    calls: CountedRun | None = None
     oom: bool = False
 
     @property

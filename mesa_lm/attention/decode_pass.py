@@ -1,0 +1,206 @@
+"""The pass of one new token per row: few kernels, whatever the method.
+
+Where a band scores its keys elsewhere than they are stored, one of four things serves it: the query at other positions,
+where the keys' distances are few; a buffer of the last keys at their true positions, in which each token replaces the
+one that leaves the band; or the band's keys are moved.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
+from mesa_lm.attention.kernels import Partial, Scoring, additive_mask, attend, attend_masked, merge
+from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.geometry import Band, Extent
+
+_MOST_MOVES = 4  # positions of the query that are scored against all keys of a band, rather than moving the keys
+
+
+@dataclass(slots=True)
+class _SeenKeys:
+    """A band of one query.
+
+    Attributes:
+        start: First key.
+        end: One past the last.
+        places: Which of the run's query positions score them.
+        visible: (places, keys) which keys each of them scores; None: all.
+        distance: (keys,) how far the keys are moved; None: they are not.
+        is_recent: Whether they are taken from the buffer of recent keys.
+    """
+
+    start: int
+    end: int
+    places: slice
+    visible: Tensor | None = None
+    distance: Tensor | None = None
+    is_recent: bool = False
+    shift: Angles | None = field(default=None)
+    mask: Tensor | None = field(default=None)
+
+
+class DecodePass:
+    """One new token at the end of each row."""
+
+    def __init__(self, tokens: NewTokens, method: Method, encoding: Encoding) -> None:
+        """Prepare the pass.
+
+        Args:
+            tokens: What is appended, one for each row.
+            method: Bound to the model.
+            encoding: The layers' position encoding.
+        """
+        extents = tokens.extents()
+        runs = tokens.neighbours(extents)
+        self._runs = [_TokenRun(tokens, run, extents[run.start], method, encoding) for run in runs]
+        self.positions: Tensor | None = None
+        if not any(run.takes_raw for run in self._runs):
+            lengths = [[tokens.cache.rows[row].length] for row in tokens.rows]
+            self.positions = torch.tensor(lengths)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """Store keys and values and return the attention output; shapes as in `GroupPass`."""
+        if len(self._runs) == 1:
+            return self._runs[0].attend(layer, query, key, value, scoring)
+        outputs = [run.attend(layer, query[run.part], key[run.part], value[run.part], scoring) for run in self._runs]
+        return torch.cat(outputs)
+
+
+class _TokenRun:
+    """Rows that are neighbours in the cache and hold equally many tokens of equally long inputs.
+
+    Attributes:
+        part: Which rows of the pass.
+        takes_raw: Whether queries and keys come without positions, else at the new token's index.
+    """
+
+    def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
+        first = tokens.rows[part.start]
+        self.part = part
+        self._cache: WovenCache = tokens.cache
+        self._rows = slice(first, first + part.stop - part.start)
+        self._past = tokens.cache.rows[first].length
+        own = encoding.for_input(method, extent)
+        self._follows_length, self._spared = encoding.follows_length, encoding.spared
+        self._device, self._encoding = encoding.device, own
+        index = torch.tensor([self._past])
+        bands = method.bands(index, extent) if method.has_bands else None
+        self.takes_raw = bands is not None or own is not encoding or encoding.follows_length
+        scale, key_scale = method.query_scale(index, extent), method.key_scale(index, extent)
+        self._query_scale = 1.0 if scale is None else float(scale)
+        self._key_scale = 1.0 if key_scale is None else float(key_scale)
+        self._places: list[float] = []  # positions of the query
+        self._stored = 0.0
+        if bands is None:
+            weave = tokens.cache.rows[first].weave
+            self._bands = [_SeenKeys(0, self._past + 1, slice(0, 1))]
+            self._places = [self._past]
+            self._stored = 0 if self._follows_length else self._past
+            if self._follows_length:
+                seen = torch.arange(self._past + 1)
+                self._bands[0].distance = seen if weave is None else weave.position(seen)
+        else:
+            self._stored = 0 if self._follows_length else float(method.stored_at(index, extent))
+            stored_at = method.stored_at
+            served = [
+                self._seen(band, lambda keys: stored_at(keys, extent) * (not self._follows_length)) for band in bands
+            ]
+            self._bands = [band for band in served if band is not None]
+        self._recent_len = next((seen.end - seen.start for seen in self._bands if seen.is_recent), 0)
+        if self.takes_raw:
+            self._compute_angles(method, extent)
+
+    def _seen(self, band: Band, stored_at: Callable[[Tensor], Tensor]) -> _SeenKeys | None:
+        """Return how a band is served; None if it has no keys."""
+        start, end, place = int(band.start), int(band.end), float(band.query_position)
+        if end <= start:
+            return None
+        index = torch.arange(start, end)
+        distance = band.key_position(index) - stored_at(index)
+        low, high = float(distance.min()), float(distance.max())
+        few = range(int(low), int(high) + 1) if high - low < _MOST_MOVES and not distance.is_floating_point() else ()
+        values = [value for value in few if len(few) == 1 or bool((distance == value).any())]
+        first = len(self._places)
+        if values or low == high == 0:
+            # Scores depend on distances alone: moving the query back does what moving all of the keys forth does.
+            self._places += [place - value for value in values or [0]]
+            visible = distance == torch.tensor(values)[:, None] if len(values) > 1 else None
+            return _SeenKeys(start, end, slice(first, len(self._places)), visible)
+        self._places.append(place)
+        seen = _SeenKeys(start, end, slice(first, first + 1), None, distance)
+        last = float(band.key_position(index[-1:]))
+        seen.is_recent = start > 0 and end == self._past + 1 and last == self._past and not self._follows_length
+        return seen
+
+    def _compute_angles(self, method: Method, extent: Extent) -> None:
+        """Compute all angles that the layers share, from one copy to the device."""
+        rows = self._cache.rows[self._rows]
+        self._rebuilds = self._recent_len > 0 and any(row.recent_len != self._past for row in rows)
+        for row in rows:
+            row.recent_len = self._past + 1 if self._recent_len else -1
+        moved = [seen for seen in self._bands if seen.distance is not None and (self._rebuilds or not seen.is_recent)]
+        numbers = [torch.tensor([*self._places, self._stored, self._past], dtype=torch.float32)]
+        numbers += [seen.distance.float() for seen in moved if seen.distance is not None]
+        on_device = torch.cat(numbers).to(self._device)
+        count = len(self._places)
+        angles = self._encoding.angles(on_device[None, : count + 2])
+        self._query_angles = Angles(angles.cos[:, :count], angles.sin[:, :count])
+        self._key_angles = Angles(angles.cos[:, count : count + 1], angles.sin[:, count : count + 1])
+        # Stored and at its index, for the buffer of recent keys.
+        self._both_angles = Angles(angles.cos[:, count:], angles.sin[:, count:])
+        place = count + 2
+        for seen, distance in zip(moved, numbers[1:], strict=True):
+            seen.shift = self._encoding.shift(on_device[None, place : place + len(distance)])
+            place += len(distance)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """As `DecodePass.attend`, for these rows."""
+        if self._key_scale != 1:
+            key = multiply(key, self._key_scale, self._spared)
+        if self._query_scale != 1:
+            if self._spared:
+                query = multiply(query, self._query_scale, self._spared)
+            else:
+                scoring = replace(scoring, scale=scoring.scale * self._query_scale)
+        if self.takes_raw:
+            query = rotate(query, self._query_angles)  # (rows, num_heads, places, head_dim)
+            key = rotate(key, self._both_angles if self._recent_len else self._key_angles)
+        self._cache.write(layer, self._rows, self._past, key[:, :, :1], value)
+        if self._recent_len:
+            self._write_recent(layer, key[:, :, 1:], value)
+        keys, values = self._cache.seen(layer, self._rows, self._past + 1)
+        partials: list[Partial] = []
+        for seen in self._bands:
+            own = query[:, :, seen.places]
+            if seen.is_recent:
+                partials.append(attend(own, *self._cache.recent(layer, self._rows), scoring, causal=False))
+                continue
+            band_keys, band_values = keys[:, :, seen.start : seen.end], values[:, :, seen.start : seen.end]
+            if seen.shift is not None:
+                band_keys = rotate(band_keys, seen.shift)
+            if seen.visible is None:
+                partials.append(attend(own, band_keys, band_values, scoring, causal=False))
+                continue
+            if seen.mask is None:
+                seen.mask = additive_mask(seen.visible, own)
+            several = attend_masked(own, band_keys, band_values, scoring, seen.mask)
+            partials += [
+                Partial(several.output[:, :, i : i + 1], several.lse[:, :, i : i + 1]) for i in range(len(seen.visible))
+            ]
+        return merge(partials)
+
+    def _write_recent(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Put the new key, at its index, and value where those that leave the band were; fill the buffer if need be."""
+        width = self._recent_len
+        if self._rebuilds:
+            seen = next(seen for seen in self._bands if seen.is_recent)
+            assert seen.shift is not None
+            keys, values = self._cache.seen(layer, self._rows, self._past + 1)
+            moved = rotate(keys[:, :, seen.start : seen.end], seen.shift)
+            self._cache.write_recent(layer, self._rows, width, seen.start, moved, values[:, :, seen.start : seen.end])
+        self._cache.write_recent(layer, self._rows, width, self._past, key, value)

@@ -1,0 +1,104 @@
+"""Few kernels: what every method launches, counted on the path that CUDA takes, beside transformers alone."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from command_line import run
+from transformers import LlamaConfig
+
+import mesa_lm
+from mesa_lm.attention.encoding import rotate
+from mesa_lm.studies.bench.kernel_calls import count_run
+
+CONFIG = LlamaConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+)
+LENGTH = 16384
+
+
+class Most(NamedTuple):
+    """The most calls that a method may have beyond those of transformers alone.
+
+    Attributes:
+        decode: Of a layer, for a decoded token.
+        prefill: Of a layer, for each prefill pass.
+        passes: Prefill passes of a prompt.
+        copies: To the device for a decoded token.
+        length: Tokens of the prompt.
+    """
+
+    decode: int
+    prefill: int
+    passes: int = 2
+    copies: int = 1
+    length: int = LENGTH
+
+
+BANDS = Most(25, 80)
+MOST = {
+    "origin": Most(0, 0, passes=1, copies=0),
+    "mesa": Most(4, 11, passes=4),  # first chunk, middle chunks twice, last chunk
+    "rerope": BANDS,
+    "leaky_rerope": BANDS,
+    "self_extend": BANDS,
+    "lm_infinite": BANDS,
+    "streaming_llm": BANDS,
+    "dual_chunk": BANDS,
+    "dynamic_ntk": Most(20, 30, copies=3),  # its angles change with every token
+    "stair": Most(30, 3600, passes=1, copies=2, length=8192),  # positions, and which keys stand one step nearer
+    "linear": Most(0, 0, passes=1, copies=0),
+    "ntk": Most(0, 0, passes=1, copies=0),
+    "yarn": Most(0, 0, passes=1, copies=0),
+}
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return count_run(CONFIG, None, "bfloat16", 1, LENGTH)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "stair")) for name in mesa_lm.available_methods()]
+)
+def test_no_method_launches_many_kernels_more_than_transformers(name, stock):
+    most = MOST[name]
+    counted = count_run(CONFIG, mesa_lm.make_method(name).bind(CONFIG), "bfloat16", 1, most.length)
+    assert counted.decode_layer_calls <= stock.decode_layer_calls + most.decode
+    assert counted.prefill_layer_calls <= most.passes * (stock.prefill_layer_calls + most.prefill)
+    assert counted.decode_wait_calls == counted.prefill_wait_calls == 0
+    assert counted.decode_copy_calls <= most.copies
+    if name == "mesa":
+        assert counted.decode_fixed_calls <= stock.decode_fixed_calls + 10
+
+
+def test_calls_of_transformers_are_those_of_its_code(stock):
+    """Seven products, two norms, a rotation of queries and keys, one attention kernel and two appended states."""
+    assert (stock.decode_wait_calls, stock.decode_copy_calls) == (0, 0)
+    assert stock.decode_layer_calls == count_run(CONFIG, None, "bfloat16", 3, 64).decode_layer_calls
+    assert 30 <= stock.decode_layer_calls <= 45
+
+
+def test_a_wait_for_the_device_and_a_copy_to_it_are_seen(monkeypatch):
+    def waiting(states, angles):
+        return rotate(states, angles) if bool(states.sum() != 0) else states
+
+    monkeypatch.setattr("mesa_lm.attention.decode_pass.rotate", waiting)
+    counted = count_run(CONFIG, mesa_lm.make_method("rerope").bind(CONFIG), "bfloat16", 1, 6000)
+    assert counted.decode_wait_calls > 0 and counted.prefill_wait_calls == 0 and counted.prefill_copy_calls > 0
+
+
+def test_the_command_prints_and_saves_calls(tmp_path):
+    chosen = ("bench", "--calls", "--method", "stock", "--method", "mesa", "--lengths", "3k", "--out", tmp_path)
+    printed = json.loads(run(*chosen, "--json").stdout)
+    cells = {cell["method"]: cell for cell in printed["cells"]}
+    assert cells["mesa"]["prefill_layer_calls"] > cells["stock"]["prefill_layer_calls"]
+    (saved,) = (json.loads(Path(path).read_text()) for path in printed["files"] if "mesa" in path)
+    assert saved["results"]["bench_bfloat16_b1_3k"]["decode_copy_calls,none"] == 1.0
+    assert "kernel calls of a layer" in run(*chosen).stdout
