@@ -19,6 +19,7 @@ from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Band, Extent
 
 _MOST_MOVES = 4  # positions of the query that are scored against all keys of a band, rather than moving the keys
+_FEW_KEYS = 64  # which are moved rather than masked
 
 
 @dataclass(slots=True)
@@ -123,7 +124,8 @@ class _TokenRun:
         index = torch.arange(start, end)
         distance = band.key_position(index) - stored_at(index)
         low, high = float(distance.min()), float(distance.max())
-        few = range(int(low), int(high) + 1) if high - low < _MOST_MOVES and not distance.is_floating_point() else ()
+        is_even = low == high or (high - low < _MOST_MOVES and len(index) > _FEW_KEYS)
+        few = range(int(low), int(high) + 1) if is_even and not distance.is_floating_point() else ()
         values = [value for value in few if len(few) == 1 or bool((distance == value).any())]
         first = len(self._places)
         if values or low == high == 0:

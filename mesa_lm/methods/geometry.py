@@ -91,7 +91,7 @@ class Band(NamedTuple):
         end: (q_len,) one past the last key of each query; must not decrease; no key where end <= start.
         query_position: (q_len,) where the queries are scored, integers or fractions.
         key_position: Where keys are scored, from their indices.
-        queries: (q_len,) which of the block's queries these are; None for all.
+        queries: (q_len,) which of the given queries these are, at equal distances; None for all.
     """
 
     start: Tensor
