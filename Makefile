@@ -1,6 +1,6 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: help run test check lint types doc-tables demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval bench-gpu \
+.PHONY: help run test check lint types doc-tables demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval check-gpu bench-gpu \
 	wheel hook-cost
 .DELETE_ON_ERROR:
 
@@ -65,12 +65,23 @@ bench-lm-eval: .venv/installed ## shares of time of an lm_eval run
 		$(BIN)/python -m mesa_lm.pipelines.development.time_shares --model mesa-hf --tasks $$task || exit; \
 	done
 
-# Lengths that run out of memory are results.
+check-gpu: .venv/installed-test ## tests that need a GPU
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -m gpu
+
+# One stage per shape and length; called again it goes on where it was interrupted. Lengths that run out of memory are
+# results; beyond 128k tokens plain attention would take longer than all else together.
+GPU_SHAPES := llama-2-7b llama-3-8b
+GPU_LENGTHS := 4k 8k 16k 32k 64k 128k 256k 512k
+GPU_OPTIONS := --dtypes bfloat16 --device cuda
 bench-gpu: .venv/installed ## 7B and 8B shapes on a GPU with 80 GB or more
-	for shape in llama-2-7b llama-3-8b; do \
-		$(BENCH)/$$shape --shape $$shape --dtypes bfloat16 --device cuda --method stock --method origin --method mesa \
-			--lengths 4k,8k,16k,32k,64k,128k,256k,512k --repeats 3 || exit; \
-	done
+	for shape in $(GPU_SHAPES); do for length in $(GPU_LENGTHS); do \
+		out=results/bench/gpu/$$shape/$$length; \
+		case $$length in 256k|512k) methods="mesa";; 32k) methods="stock origin mesa rerope streaming_llm";; \
+			*) methods="stock origin mesa";; esac; \
+		test -d $$out || { rm -rf $$out.part; $(BIN)/mesa-lm bench --out $$out.part --shape $$shape $(GPU_OPTIONS) --lengths $$length \
+			$$(printf -- '--method %s ' $$methods) && mv $$out.part $$out; } || exit; \
+	done; done
+	$(BIN)/mesa-lm plot results/bench/gpu --metric prefill_s --out results/bench/gpu/prefill.png
 
 wheel: .venv/pyvenv.cfg ## build dist/*.whl
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

@@ -81,13 +81,8 @@ class StandIn(TorchFunctionMode):
         if name in WAITS and there:
             self.counts["waits"] += 1
         plain_args, plain_kwargs = tree_map(on_host, (args, kwargs))
-        kernel = getattr(func, "_qualified_op_name", "") or str(func)
-        if (
-            "scaled_dot_product" in kernel
-            and "functional" not in kernel
-            and isinstance(func, torch._ops.OpOverloadPacket)
-        ):
-            result = self._attention(kernel, *plain_args, **plain_kwargs)
+        if isinstance(func, torch._ops.OpOverloadPacket) and "scaled_dot_product" in str(func):
+            result = self._attention(str(func), *plain_args, **plain_kwargs)
         else:
             result = func(*plain_args, **plain_kwargs)
         known = {id(on_host(tensor)): tensor for tensor in tensors}

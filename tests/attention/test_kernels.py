@@ -80,11 +80,27 @@ def test_scores_are_capped_where_asked_for(fused):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("causal", [False, True])
-def test_gpu_kernels(dtype, causal):
-    query = states((2, 4, 257, 64), 0).to("cuda", dtype)
-    key, value = (states((2, 2, 257, 64), seed).to("cuda", dtype) for seed in (1, 2))
+@pytest.mark.parametrize("head_dim", [64, 100])
+def test_gpu_kernels(dtype, causal, head_dim):
+    query = states((2, 4, 257, head_dim), 0).to("cuda", dtype)
+    key, value = (states((2, 2, 257, head_dim), seed).to("cuda", dtype) for seed in (1, 2))
     output, lse = kernels.attend(query, key, value, Scoring(0.2), causal)
     expected, expected_lse = explicit(query.cpu(), key.cpu(), value.cpu(), 0.2, causal)
     atol = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-4}[dtype]
     torch.testing.assert_close(output.double().cpu(), expected, atol=atol, rtol=0)
     torch.testing.assert_close(lse.double().cpu(), expected_lse, atol=1e-3, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gpu_masks(dtype):
+    query = states((2, 4, 61, 64), 0).to("cuda", dtype)
+    key, value = (states((2, 2, 67, 64), seed).to("cuda", dtype) for seed in (1, 2))
+    visible = torch.arange(67) <= torch.arange(61)[:, None]
+    mask = kernels.additive_mask(visible, query)
+    output, _ = kernels.attend_masked(query, key, value, Scoring(0.2), mask)
+    on_cpu = [tensor.cpu().float() for tensor in (query, key, value)]
+    expected, _ = kernels.attend_masked(*on_cpu, Scoring(0.2), mask.cpu().float())
+    atol = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-4}[dtype]
+    torch.testing.assert_close(output.float().cpu(), expected, atol=atol, rtol=0)
