@@ -71,10 +71,10 @@ def attend_masked(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, m
         key: (batch, num_kv_heads, kv_len, head_dim).
         value: Like key.
         scoring: How the scores are computed.
-        mask: (q_len, kv_len) on the queries' device and in their dtype: 0 for a key that is seen, -inf for others;
+        mask: (q_len, kv_len) in the queries' dtype: 0 for a key that is seen, -inf for others;
             every query sees one.
     """
-    return _attend_folded(query, key, value, scoring, mask)
+    return _attend_folded(query, key, value, scoring, mask.to(query.device))  # layers may lie on several devices
 
 
 def additive_mask(visible: Tensor, like: Tensor) -> Tensor:
