@@ -57,7 +57,7 @@ class ForwardCall:
     @property
     def past(self) -> int:
         """Cached columns, padding included."""
-        return 0 if self.cache is None else self.cache.get_seq_length()
+        return 0 if self.cache is None else int(self.cache.get_seq_length())
 
     def longest_row(self) -> int:
         """Return the most tokens that a row has after the call, cached ones included, padding not."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
+
+from mesa_lm.errors import ModelError
 
 
 def replace_method(owner: Any, name: str, function: Callable[..., Any], undo: ExitStack) -> None:
-    """Set a method on an instance.
+    """Set a method on an instance, which meanwhile refuses to be copied: the copy could not be given its own back.
 
     Args:
         owner: The instance.
@@ -14,9 +16,22 @@ def replace_method(owner: Any, name: str, function: Callable[..., Any], undo: Ex
         function: What to call instead.
         undo: Closing it gives the instance back what it had, or its class's.
     """
-    had, previous = name in owner.__dict__, owner.__dict__.get(name)
-    setattr(owner, name, function)
-    if had:
-        undo.callback(setattr, owner, name, previous)
-    else:
-        undo.callback(delattr, owner, name)
+    for attribute, value in ((name, function), ("__getstate__", _refuse_copy)):
+        had, previous = attribute in owner.__dict__, owner.__dict__.get(attribute)
+        setattr(owner, attribute, value)
+        if had:
+            undo.callback(setattr, owner, attribute, previous)
+        else:
+            undo.callback(delattr, owner, attribute)
+
+
+def _refuse_copy() -> NoReturn:
+    """Stand in for what copy and pickle ask an object for.
+
+    Raises:
+        ModelError: Always.
+    """
+    raise ModelError(
+        "a model with a method attached cannot be copied or pickled; remove the method first (handle.remove(), or "
+        "leave the `with` block), and attach one to each copy; save_pretrained() and state_dict() work at any time"
+    )

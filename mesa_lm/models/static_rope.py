@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from mesa_lm.attention.cache_layer import given_cache, note_frequencies
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.rotary import Rotary
 from mesa_lm.methods.base import Method
@@ -33,7 +34,12 @@ class StaticRopeHandle(Handle):
 
         def scaled(*args: Any, **kwargs: Any) -> Any:
             self._warn_beyond(input_length(args, kwargs))
-            return growing(*args, **kwargs)
+            output = growing(*args, **kwargs)
+            returned = given_cache(output, {}) if isinstance(output, tuple) else given_cache((), output)
+            for cache in (given_cache(args, kwargs), returned):
+                if cache is not None:
+                    note_frequencies(cache, self.method)
+            return output
 
         return scaled
 
