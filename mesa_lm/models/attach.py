@@ -34,7 +34,7 @@ from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
-from mesa_lm.methods.registry import make_method
+from mesa_lm.methods.registry import METHODS, create, make_method, method_class
 from mesa_lm.models.families import layer_windows
 from mesa_lm.models.growing_cache import GrowingLayer, with_growing_cache
 from mesa_lm.models.handle import Handle, refuse_second
@@ -285,7 +285,7 @@ def _created(method: str | Method | type[Method], options: dict[str, Any]) -> Me
     if isinstance(method, str):
         return make_method(method, **options)
     if isinstance(method, type):
-        return make_method(method.name, **options)
+        return create(method_class(method.name, options.get("variant")) if method in METHODS else method, options)
     if options:
         raise ModelError(
             f"parameters {', '.join(options)} must be given inside the method {type(method).__name__}(...)"
