@@ -17,18 +17,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import (
-    Cache,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    StaticCache,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mesa_lm.attention.cache_layer import WovenLayer, woven_layer
+from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.attention.call import ForwardCall
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.errors import ModelError
@@ -36,25 +28,16 @@ from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
 from mesa_lm.methods.registry import METHODS, create, make_method, method_class
 from mesa_lm.models.families import layer_windows
-from mesa_lm.models.growing_cache import GrowingLayer, with_growing_cache
+from mesa_lm.models.growing_cache import with_growing_cache
 from mesa_lm.models.handle import Handle, refuse_second
 from mesa_lm.models.inspection import attention_modules, known_train_length, layers_of
 from mesa_lm.models.pass_runner import PassRunner
+from mesa_lm.models.refusals import refuse_cache, refuse_other_heads, refuse_training
 from mesa_lm.models.remote_code import keeping_logits
 from mesa_lm.models.replacing import replace_method
 from mesa_lm.models.static_rope import StaticRopeHandle
 from mesa_lm.models.support import check_supported
 from mesa_lm.models.trial import needs_trial, try_out
-
-# What these hold are the keys and values that the model computed, all of them or those inside a window.
-_PLAIN_LAYERS = (
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    GrowingLayer,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-    WovenLayer,
-)
 
 
 class UntouchedHandle(Handle):
@@ -73,7 +56,7 @@ class PassHandle(Handle):
     def __init__(self, model: PreTrainedModel, method: Method, layers: Layers, attention: list[nn.Module]) -> None:
         super().__init__(model, method, layers)
         self._runner, self._attention = PassRunner(model, layers, attention), attention
-        self._placed = model.device, model.dtype
+        self._placed = _placement(model)
         self._lock = RLock()  # while a pass runs, the model's attention is exchanged: no other call must meet it
         self._signature = inspect.signature(type(model).forward)
         kept = [group.window for group in layers.groups]
@@ -109,8 +92,8 @@ class PassHandle(Handle):
             return self._returned(result, arguments)
 
     def _follow_model(self) -> None:
-        """Look at the layers anew after the model went to another device or dtype."""
-        placed = self.model.device, self.model.dtype
+        """Look at the layers anew after the model went to another device or dtype, or into autocast or out of it."""
+        placed = _placement(self.model)
         if placed == self._placed:
             return
         assert self.layers is not None
@@ -185,6 +168,12 @@ class PassHandle(Handle):
         return result if return_dict else result.to_tuple()
 
 
+def _placement(model: PreTrainedModel) -> tuple[torch.device, torch.dtype, torch.dtype | None]:
+    """Return where a model runs, its dtype, and that of autocast where it is on."""
+    kind = model.device.type
+    return model.device, model.dtype, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def forward_call(arguments: dict[str, Any], config: Any) -> ForwardCall:
     """Return the arguments of a model's forward that decide what has to be computed.
 
@@ -206,46 +195,6 @@ def forward_call(arguments: dict[str, Any], config: Any) -> ForwardCall:
     )
 
 
-def refuse_cache(cache: Cache, method: Method) -> None:
-    """Refuse a cache that does not simply keep what the model computes: its layers are to be exchanged.
-
-    Args:
-        cache: Given to the model.
-        method: That runs.
-
-    Raises:
-        ModelError: It compresses keys and values, keeps them elsewhere, or is of a kind that nobody here knows.
-    """
-    others = [layer for layer in cache.layers if type(layer) not in _PLAIN_LAYERS]
-    if type(cache) in (Cache, DynamicCache, StaticCache) and not others and not cache.offloading:
-        return
-    kind = "an offloaded cache" if cache.offloading else f"a {type(cache).__name__}"
-    layers = f" with layers of type {type(others[0]).__name__}" if others else ""
-    raise ModelError(
-        f"method {method.name!r} cannot fill {kind}{layers} where it changes attention; give a DynamicCache, or none"
-    )
-
-
-def refuse_training(model: PreTrainedModel, method: Method, call: ForwardCall) -> None:
-    """Refuse a call whose caller waits for gradients, which passes do not have.
-
-    Args:
-        model: The model.
-        method: That runs.
-        call: The call.
-
-    Raises:
-        ModelError: The model is in training mode, or its input asks for gradients.
-    """
-    asks = call.inputs_embeds is not None and call.inputs_embeds.requires_grad
-    if torch.is_grad_enabled() and (model.training or asks):
-        why = "the model is in training mode" if model.training else "inputs_embeds asks for them"
-        raise ModelError(
-            f"method {method.name!r} is training-free: where it changes attention it computes no gradients, and {why}; "
-            "evaluate with model.eval() and torch.no_grad(), or train on inputs that it leaves alone"
-        )
-
-
 def extrapolate(model: nn.Module, method: str | Method | type[Method], **options: Any) -> Handle:
     """Attach a method to a model; the model then computes it in `forward` and `generate`.
 
@@ -264,7 +213,7 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
     asked = _created(method, options)
     base = _base_model(model)
     if not isinstance(asked, Origin):
-        _check_head(base)
+        refuse_other_heads(base)
         check_supported(base.config, asked)
     bound = asked.bind(base.config)
     refuse_second(base)
@@ -301,16 +250,3 @@ def _base_model(model: nn.Module) -> PreTrainedModel:
     if not isinstance(base, PreTrainedModel):
         raise ModelError(f"extrapolate needs a transformers model, found {type(model).__name__}")
     return base
-
-
-def _check_head(model: PreTrainedModel) -> None:
-    """Refuse a model that does not predict tokens.
-
-    Raises:
-        ModelError: It has no language model head, or another one.
-    """
-    if model.get_output_embeddings() is None:
-        raise ModelError(
-            f"extrapolate needs a causal language model, and {type(model).__name__} has no language model head; load "
-            "it with AutoModelForCausalLM"
-        )

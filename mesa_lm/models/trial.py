@@ -3,8 +3,12 @@
 Such code comes with a model's weights, or with another version of transformers.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesa_lm.attention.call import ForwardCall
@@ -35,17 +39,10 @@ def try_out(model: PreTrainedModel, runner: PassRunner) -> None:
         ModelError: They differ by more than rounding.
     """
     forward = keeping_logits(model.forward, model)
-    count = min(_MOST_TOKENS, known_train_length(model.config) or _MOST_TOKENS)
-    tokens = (torch.arange(1, count + 1, device=model.device) * 7 % model.config.vocab_size)[None]
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()  # dropout would make any two answers differ
-        with torch.no_grad():
-            expected = forward(input_ids=tokens, use_cache=False, return_dict=True).logits.float()
-        found = runner.run(ForwardCall(input_ids=tokens), LayerWindow(window=count), forward).logits
-    finally:
-        for module in training:
-            module.training = True
+    tokens = _tokens(model)
+    with _evaluating(model):
+        expected = forward(input_ids=tokens, use_cache=False, return_dict=True).logits.float()
+        found = runner.run(ForwardCall(input_ids=tokens), LayerWindow(window=tokens.shape[1]), forward).logits
     assert found is not None
     error = (found.float() - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()
     allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05  # the model's own rounding
@@ -55,5 +52,47 @@ def try_out(model: PreTrainedModel, runner: PassRunner) -> None:
         advice = "" if remote else f"use transformers {OLDEST_TESTED} to {NEWEST_TESTED}; "
         raise ModelError(
             f"the {code} does not compute what model type {model.config.model_type!r} stands for here: logits of "
-            f"{count} tokens differ by {float(error):.1%} of their size; {advice}method 'origin' runs it"
+            f"{tokens.shape[1]} tokens differ by {float(error):.1%} of their size; {advice}method 'origin' runs it"
         )
+
+
+def check_exchanged(model: PreTrainedModel, exchange: Callable[[], None]) -> None:
+    """Exchange a model's frequencies and check that it computes with the new ones.
+
+    Args:
+        model: The model.
+        exchange: Exchanges them; they differ.
+
+    Raises:
+        ModelError: Its logits are what they were.
+    """
+    tokens, logits = _tokens(model), []
+    with _evaluating(model):
+        logits.append(model(input_ids=tokens, use_cache=False, return_dict=True).logits)
+        exchange()
+        logits.append(model(input_ids=tokens, use_cache=False, return_dict=True).logits)
+    if torch.equal(*logits):
+        raise ModelError(
+            f"in transformers {transformers.__version__} model type {model.config.model_type!r} does not take the "
+            f"frequencies of its rotary module; use transformers {OLDEST_TESTED} to {NEWEST_TESTED}"
+        )
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    """Return what a model is tried out with, (1, len)."""
+    count = min(_MOST_TOKENS, known_train_length(model.config) or _MOST_TOKENS)
+    tokens = torch.arange(1, count + 1, device=model.device) * 7 % int(model.config.vocab_size)
+    return tokens[None]
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Leave dropout out, which would make any two answers differ, and compute no gradients."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

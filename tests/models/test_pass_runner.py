@@ -69,6 +69,30 @@ def test_a_model_converted_while_attached_is_one_attached_after(method, conversi
     assert relative(found, expected) < 0.05
 
 
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "moe" not in name and name != "mixtral"])
+def test_a_model_of_any_family_may_be_converted_while_attached(name):
+    before, after, ids = tiny(name), tiny(name), random_ids(T + 9)
+    with torch.no_grad():
+        with mesa_lm.extrapolate(before, "mesa"):
+            before.to(torch.bfloat16)
+            found = decode(before, ids, T - 3)
+        after.to(torch.bfloat16)
+        with mesa_lm.extrapolate(after, "mesa"):
+            torch.testing.assert_close(found, decode(after, ids, T - 3), atol=0, rtol=0)
+
+
+def test_shared_chunks_follow_autocast():
+    model = tiny_model()
+    with torch.no_grad(), mesa_lm.extrapolate(model, "mesa", chunk_width=17) as handle:
+        plain = [model(IDS[None]).logits]
+        handle.reuse_chunks(2**20)
+        model(IDS[None])
+        for enabled in (True, False, True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                logits = model(IDS[None]).logits
+            assert relative(logits, plain[0]) < (0.1 if enabled else 1e-5)
+
+
 @pytest.mark.parametrize("method", OPTIONS)
 def test_a_cache_goes_on_under_autocast(method):
     """A prompt in float32, the answer under autocast: the cache follows."""

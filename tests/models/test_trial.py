@@ -5,7 +5,7 @@ import torch
 import transformers
 from helpers import random_ids
 from tiny_models import tiny_model
-from zoo import VARIANTS, tiny
+from zoo import UNSCALED, VARIANTS, tiny
 
 import mesa_lm
 from mesa_lm.errors import ModelError
@@ -84,6 +84,30 @@ def test_under_other_versions_a_model_that_rotates_by_itself_is_found_out(untest
     ):
         mesa_lm.extrapolate(model, "mesa")
     assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize("name", sorted(set(VARIANTS) - set(UNSCALED)))
+@pytest.mark.parametrize("method", ["ntk", "linear", "yarn"])
+def test_under_other_versions_frequencies_are_taken_in_every_family(name, method, untested):
+    model = tiny(name)
+    with torch.no_grad():
+        with mesa_lm.extrapolate(model, method, factor=3.0):
+            found = model(IDS).logits
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transformers, "__version__", f"{tested_versions.NEWEST_TESTED}.0")
+            with mesa_lm.extrapolate(model, method, factor=3.0):
+                assert torch.equal(model(IDS).logits, found)
+    mesa_lm.extrapolate(model, "linear", factor=1.0).remove()  # which changes nothing
+
+
+def test_under_other_versions_frequencies_that_are_not_taken_are_found_out(untested, monkeypatch):
+    model = tiny_model()
+    own = type(model.model.rotary_emb).forward
+    rotary = property(lambda self: lambda *args, **kwargs: own(self._modules["rotary_emb"], *args, **kwargs))
+    monkeypatch.setattr(type(model.model), "rotary_emb", rotary, raising=False)
+    with pytest.raises(ModelError, match="'llama' does not take the frequencies of its rotary module"):
+        mesa_lm.extrapolate(model, "ntk")
+    assert "forward" not in model.__dict__ and "forward" not in model.model._modules["rotary_emb"].__dict__
 
 
 def test_tested_versions_are_tried_out_by_nobody(monkeypatch):
