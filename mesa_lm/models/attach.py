@@ -185,6 +185,9 @@ def forward_call(arguments: dict[str, Any], config: Any) -> ForwardCall:
         ModelError: The cache is of another kind than transformers' own.
     """
     use_cache, cache = arguments.get("use_cache"), arguments.get("past_key_values")
+    mask = arguments.get("attention_mask")
+    if isinstance(mask, dict):  # one for each kind of layer, as generate() prepares them for a static cache
+        arguments = {**arguments, "attention_mask": mask.get("full_attention", next(iter(mask.values())))}
     if cache is not None and not isinstance(cache, Cache):
         raise ModelError(f"past_key_values must be a transformers Cache, found {type(cache).__name__}")
     return ForwardCall(

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
+from threading import Event
 from typing import Any, Self
 
 from torch import Tensor
@@ -83,18 +84,27 @@ class Handle(ABC):
             family = FAMILIES.get(self.model.config.model_type)
             if family is not None and family.lengthen is not None:
                 family.lengthen(self.model, undo)
-            own = self._replacement(self.model.forward, undo)
+            original, kept_by_others = self.model.forward, Event()
+            own = self._replacement(original, undo)
 
-            @functools.wraps(self.model.forward)
+            @functools.wraps(original)
             def forward(*args: Any, **kwargs: Any) -> Any:
+                if kept_by_others.is_set():
+                    return original(*args, **kwargs)
                 self._generating.check_open()
                 self._check_attached()
                 check_cache(given_cache(args, kwargs), self.method)
                 return own(*args, **kwargs)
 
             replace_method(self.model, "forward", forward, undo)
+            undo.callback(self._note_others, forward, kept_by_others)
             self._follow_generation(undo)
             self._undo = undo.pop_all()
+
+    def _note_others(self, forward: Callable[..., Any], kept_by_others: Event) -> None:
+        """Note whether others, such as accelerate, have put a function of theirs around ours, and keep it."""
+        if self.model.__dict__.get("forward") is not forward:
+            kept_by_others.set()
 
     def _follow_generation(self, undo: ExitStack) -> None:
         """Know which threads generate: without the method they would go on with the untouched model."""

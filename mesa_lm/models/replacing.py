@@ -14,15 +14,23 @@ def replace_method(owner: Any, name: str, function: Callable[..., Any], undo: Ex
         owner: The instance.
         name: Of the method.
         function: What to call instead.
-        undo: Closing it gives the instance back what it had, or its class's.
+        undo: Closing it gives the instance back what it had, or its class's; what others have put in the function's
+            place is left.
     """
     for attribute, value in ((name, function), ("__getstate__", _refuse_copy)):
-        had, previous = attribute in owner.__dict__, owner.__dict__.get(attribute)
+        before = {attribute: owner.__dict__[attribute]} if attribute in owner.__dict__ else {}
+        undo.callback(_put_back, owner, attribute, value, before)
         setattr(owner, attribute, value)
-        if had:
-            undo.callback(setattr, owner, attribute, previous)
-        else:
-            undo.callback(delattr, owner, attribute)
+
+
+def _put_back(owner: Any, attribute: str, value: object, before: dict[str, Any]) -> None:
+    """Give an instance an attribute back as it was before it got a value, unless it has yet another one."""
+    if owner.__dict__.get(attribute) is not value:
+        return
+    if attribute in before:
+        setattr(owner, attribute, before[attribute])
+    else:
+        delattr(owner, attribute)
 
 
 def _refuse_copy() -> NoReturn:

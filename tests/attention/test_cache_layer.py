@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from family_pairs import OPTIONS
-from helpers import decode, random_ids
+from helpers import decode, pad, random_ids
 from tiny_models import tiny_model
 from transformers.cache_utils import DynamicCache, DynamicLayer, QuantizedLayer, StaticCache
 from zoo import VARIANTS, T, tiny
@@ -64,6 +64,17 @@ def test_generation_takes_a_cache(llama, kind, options):
     with mesa_lm.extrapolate(llama, "mesa"):
         assert torch.equal(generate(past_key_values=CACHES[kind](llama.config)), generate())
         assert torch.equal(generate(cache_implementation="static"), generate())
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-dynamic", "gemma3_text", "qwen2-window", "falcon"])
+@pytest.mark.parametrize("method", ["mesa", "rerope", "ntk"])
+def test_a_static_cache_crosses_the_training_length(name, method):
+    """There generate() makes a mask of four dimensions, or one for each kind of layer."""
+    model, rows = tiny(name), pad([random_ids(T - 3), random_ids(T - 8, seed=1)], "left")
+    options = {"max_new_tokens": 9, "eos_token_id": None, "do_sample": False}
+    with mesa_lm.extrapolate(model, method):
+        expected = model.generate(**rows, **options)
+        assert torch.equal(model.generate(**rows, **options, cache_implementation="static"), expected)
 
 
 def test_a_prefilled_cache_serves_several_questions(llama):

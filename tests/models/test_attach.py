@@ -1,5 +1,7 @@
 """Attaching and detaching, and what is refused."""
 
+import functools
+
 import pytest
 import torch
 import transformers
@@ -59,6 +61,28 @@ def test_a_forward_replaced_by_others_survives(llama):
     with mesa_lm.extrapolate(llama, "mesa"):
         llama(LONG)
     assert llama.forward is forward and calls
+
+
+@pytest.mark.parametrize("method", ["mesa", "ntk", "origin"])
+def test_a_forward_that_others_put_around_ours_survives(llama, method):
+    """As accelerate's mixed precision does: after detaching it is around the model's own."""
+    expected = llama(LONG).logits
+
+    def doubled(*args, own=None, **kwargs):
+        output = own(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    with mesa_lm.extrapolate(llama, method):
+        inside = llama(LONG).logits
+        ours = llama.forward
+        llama.forward = functools.partial(doubled, own=ours)
+        assert torch.equal(llama(LONG).logits, 2 * inside)
+    assert torch.equal(llama(LONG).logits, 2 * expected)
+    with mesa_lm.extrapolate(llama, method):
+        assert torch.equal(llama(LONG).logits, 2 * inside)
+    del llama.forward
+    assert torch.equal(llama(LONG).logits, expected)
 
 
 def test_nesting_is_refused(llama):
