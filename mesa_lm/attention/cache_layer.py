@@ -1,6 +1,10 @@
 """How transformers meets our cache: as the one layer of a cache of its own, be it the caller's or a new one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
+from types import MethodType
 from typing import Any
 
 import torch
@@ -10,6 +14,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from mesa_lm.attention.cache import WovenCache
 from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.methods.base import Method
+
+# The method whose frequencies the model has that runs now, None for its own.
+_frequencies: ContextVar[Method | None] = ContextVar("frequencies", default=None)
 
 
 class WovenLayer(CacheLayerMixin):
@@ -67,10 +74,7 @@ class WovenLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Refuse: only the method's own passes write here, so the untouched model must not be given this cache."""
-        raise UsageError(
-            f"this cache was filled under method {self.method.name!r} and is of use to it alone; attach the method "
-            "again, or begin with a new cache"
-        )
+        raise _foreign(self.method)
 
 
 def woven_layer(cache: Cache | None) -> WovenLayer | None:
@@ -84,9 +88,41 @@ def given_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
 
 
+@contextmanager
+def frequencies_of(method: Method) -> Iterator[None]:
+    """Note, while the model runs, that it has the frequencies of a method."""
+    token = _frequencies.set(method)
+    try:
+        yield
+    finally:
+        _frequencies.reset(token)
+
+
 def note_frequencies(cache: Cache, method: Method) -> None:
-    """Note on a cache that the model filled it with the frequencies of a method."""
-    cache.mesa_method = method  # type: ignore[attr-defined]
+    """Note on a cache that the model filled it with the frequencies of a method; no others go on with it."""
+    if getattr(cache, "mesa_method", None) != method:
+        cache.mesa_method = method  # type: ignore[attr-defined]
+        cache.update = MethodType(_update_checked, cache)  # type: ignore[method-assign]
+
+
+def _update_checked(
+    cache: Cache, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """Stand in for `Cache.update`: also a model whose method was removed must not go on."""
+    if not torch.compiler.is_compiling() and cache.get_seq_length(layer_idx) > 0:
+        method: Method = cache.mesa_method  # type: ignore[attr-defined]
+        if _frequencies.get() != method:
+            raise _foreign(method)
+    updated: tuple[Tensor, Tensor] = type(cache).update(cache, key_states, value_states, layer_idx, *args, **kwargs)
+    return updated
+
+
+def _foreign(method: Method) -> UsageError:
+    """Return the error for a cache of a method that the untouched model is given."""
+    return UsageError(
+        f"this cache was filled under method {method.name!r} and is of use to it alone; attach the method again, or "
+        "begin with a new cache"
+    )
 
 
 def check_cache(cache: Cache | None, method: Method) -> None:

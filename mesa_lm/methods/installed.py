@@ -3,15 +3,19 @@
 A package that is broken, or takes a name that is taken, is named in one line and costs nothing but its own methods.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import logging
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mesa_lm.errors import MethodError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.parameters import declared
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +25,8 @@ GROUP = "mesa_lm.methods"
 @cache
 def _offered() -> dict[str, tuple[EntryPoint, ...]]:
     """Return by name what installed packages offer; read once per process."""
+    from importlib.metadata import entry_points  # takes as long as the rest of the package
+
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in sorted(entry_points(group=GROUP), key=_distribution):
         found[entry.name] = (*found.get(entry.name, ()), entry)

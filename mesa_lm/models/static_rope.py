@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mesa_lm.attention.cache_layer import given_cache, note_frequencies
+from mesa_lm.attention.cache_layer import frequencies_of, given_cache, note_frequencies
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.rotary import Rotary
 from mesa_lm.methods.base import Method
@@ -43,7 +43,10 @@ class StaticRopeHandle(Handle):
 
         def scaled(*args: Any, **kwargs: Any) -> Any:
             self._warn_beyond(input_length(args, kwargs))
-            output = growing(*args, **kwargs)
+            if torch.compiler.is_compiling():  # what follows is no part of a graph
+                return growing(*args, **kwargs)
+            with frequencies_of(self.method):
+                output = growing(*args, **kwargs)
             returned = given_cache(output, {}) if isinstance(output, tuple) else given_cache((), output)
             for cache in (given_cache(args, kwargs), returned):
                 if cache is not None:

@@ -144,12 +144,21 @@ def test_a_cache_of_another_method_is_refused(llama, first, second, message, giv
             llama(IDS[:, :1], past_key_values=returned)
 
 
-def test_the_untouched_model_is_not_given_a_filled_cache(llama):
+@pytest.mark.parametrize("copied", [lambda cache: cache, copy.deepcopy], ids=["itself", "a copy"])
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("method", ["mesa", "rerope", "dynamic_ntk", "ntk", "linear", "yarn"])
+def test_the_untouched_model_is_not_given_a_filled_cache(llama, method, kind, copied):
     with torch.no_grad():
-        with mesa_lm.extrapolate(llama, "mesa"):
-            cache = before(llama, 100)
-        with pytest.raises(UsageError, match="filled under method 'mesa' and is of use to it alone"):
-            llama(IDS[:, :1], past_key_values=cache)
+        with mesa_lm.extrapolate(llama, method):
+            expected = decode(llama, IDS[0, :95], 90)[-5:]
+            cache = CACHES[kind](llama.config)
+            llama(IDS[:, :90], past_key_values=cache)
+        cache = copied(cache)
+        with pytest.raises(UsageError, match=f"filled under method '{method}' and is of use to it alone"):
+            llama(IDS[:, 90:91], past_key_values=cache)
+        with mesa_lm.extrapolate(llama, method):
+            logits = [llama(token.view(1, 1), past_key_values=cache).logits[0] for token in IDS[0, 90:95]]
+        torch.testing.assert_close(torch.cat(logits), expected, atol=1e-4, rtol=0)
 
 
 class Compressed(DynamicLayer):
