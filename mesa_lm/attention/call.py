@@ -57,7 +57,7 @@ class ForwardCall:
     @property
     def past(self) -> int:
         """Cached columns, padding included."""
-        return 0 if self.cache is None else self.cache.get_seq_length()
+        return 0 if self.cache is None else int(self.cache.get_seq_length())
 
     def longest_row(self) -> int:
         """Return the most tokens that a row has after the call, cached ones included, padding not."""
@@ -85,18 +85,38 @@ class ForwardCall:
         past, new = self.past, self.new
         if self.attention_mask is None:
             cached, own = [torch.arange(past)] * self.batch, [torch.arange(new)] * self.batch
-        elif self.attention_mask.shape != (self.batch, past + new):
-            raise ModelError(
-                f"attention_mask must be 2-D and cover cached and new tokens, ({self.batch}, {past + new}), beyond the "
-                f"training length; found {tuple(self.attention_mask.shape)}"
-            )
         else:
-            mask = self.attention_mask.bool().cpu()
+            mask = self._padding(self.attention_mask.cpu())
             cached, own = [row[:past].nonzero()[:, 0] for row in mask], [row[past:].nonzero()[:, 0] for row in mask]
             if not any(map(len, own)):
                 raise ModelError("attention_mask hides every new token")
         self._check_positions(own)
         return cached, own
+
+    def _padding(self, mask: Tensor) -> Tensor:
+        """Return a mask as (batch, cached + new), False for padding.
+
+        A causal one of four dimensions is what `generate` makes of that for a static cache.
+
+        Raises:
+            ModelError: It says something else.
+        """
+        past, new = self.past, self.new
+        if mask.shape == (self.batch, past + new):
+            return mask.bool()
+        if mask.ndim == 4 and mask.shape[:3] == (self.batch, 1, new) and mask.shape[3] >= past + new:
+            # One that is not boolean is added to the scores.
+            visible = (mask if mask.dtype == torch.bool else mask == 0)[:, 0]
+            is_mask = mask.dtype == torch.bool or bool(((mask == 0) | (mask < -1e4)).all())
+            kept = visible[:, -1, : past + new]
+            causal = torch.ones(new, past + new, dtype=torch.bool).tril(past) & kept[:, None]
+            differs = (visible[..., : past + new] != causal).any(-1) | visible[..., past + new :].any(-1)
+            if is_mask and not bool((differs & kept[:, past:]).any()):
+                return kept
+        raise ModelError(
+            f"attention_mask must be 2-D and cover cached and new tokens, ({self.batch}, {past + new}), beyond the "
+            f"training length; found {tuple(mask.shape)}"
+        )
 
     def _check_positions(self, columns: list[Tensor]) -> None:
         """Refuse position_ids that are not consecutive over a row's tokens; where they start makes no difference."""

@@ -56,8 +56,8 @@ def multiply(states: Tensor, factor: Tensor, spared: int) -> Tensor:
     """
     factor = factor.to(states.device)
     if not spared:
-        return states * factor
-    return torch.cat([states[..., :spared], states[..., spared:] * factor], dim=-1)
+        return (states * factor).to(states.dtype)
+    return torch.cat([states[..., :spared], (states[..., spared:] * factor).to(states.dtype)], dim=-1)
 
 
 class Encoding:

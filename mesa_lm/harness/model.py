@@ -19,6 +19,7 @@ from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
 from mesa_lm.harness.model_args import check_store, checked_source, one_line_errors, refused_keyword, split_model_args
 from mesa_lm.harness.scoring import ScoringHFLM
 from mesa_lm.methods.base import Method
+from mesa_lm.methods.installed import distribution_of
 from mesa_lm.methods.origin import Origin
 from mesa_lm.models.attach import extrapolate
 from mesa_lm.models.handle import Handle
@@ -190,8 +191,10 @@ class MesaHFLM(ScoringHFLM):
     def _describe(self) -> dict[str, Any]:
         """What determines an answer, beside the request."""
         parameters = asdict(self.method)
+        package = distribution_of(type(self.method))
         return {
             "method": self.method.name,
+            **({} if package is None else {"method_from": package}),
             "parameters": parameters,
             "train_length": parameters.get("train_length") or known_train_length(self.config),
             "pretrained": self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path,

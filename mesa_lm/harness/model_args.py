@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mesa_lm.errors import MethodError, ModelError, UsageError, unknown_name
+from mesa_lm.errors import MethodError, ModelError, UsageError
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.registry import available_methods, make_method
+from mesa_lm.methods.registry import available_methods, make_method, method_class
 
 # Alike enough to be a slip: "frist_chunk" is, but transformers' own device_map is not (to lm-eval's device).
 _SLIP = 0.85
@@ -32,12 +32,11 @@ def split_model_args(name: str, keywords: Mapping[str, Any], host: Collection[st
         host: The keywords that `hf` itself names; it hands every other one to transformers.
 
     Raises:
-        MethodError: Unknown method; a parameter of another method; a slip in the name of a parameter or of a keyword
-            of `hf`; a value out of range.
+        MethodError: Unknown method, or one of a broken package; a parameter of another method; a slip in the name of a
+            parameter or of a keyword of `hf`; a value out of range.
     """
+    method_class(name)  # raises MethodError
     parameters = {known: [field.name for field in fields(kind)] for known, kind in available_methods().items()}
-    if name not in parameters:
-        raise MethodError(unknown_name("method", str(name), parameters))
     own = parameters[name]
     for keyword in keywords:
         if keyword in own or keyword in host:

@@ -13,29 +13,34 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mesa_lm.attention.cache_layer import filled
 from mesa_lm.attention.call import ForwardCall, WantedLogits
 from mesa_lm.attention.chunk_store import ChunkStore
 from mesa_lm.attention.kernels import Scoring
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.model_pass import ModelPass
 from mesa_lm.attention.pass_plan import PassPlan
+from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.models.families import family_of
 from mesa_lm.models.replacing import replace_method
 from mesa_lm.models.rotary_modules import rotary_modules
+from mesa_lm.models.tested_versions import NEWEST_TESTED, OLDEST_TESTED
 
 ATTENTION = "mesa_lm"  # the name under which transformers knows our attention
 
 
 class _Running(NamedTuple):
-    """The pass that runs, and whether fused kernels may compute it."""
+    """The pass that runs, whether fused kernels may compute it, and the layers whose attention it has served."""
 
     model_pass: ModelPass
     fused: bool
+    served: list[int]
 
 
 # Not every model hands keywords down to its attention, so the attention function finds the pass here.
@@ -51,13 +56,27 @@ def _attention(
     scoring = Scoring(query.shape[-1] ** -0.5 if scale is None else scale, kwargs.get("softcap"), running.fused)
     layer = module.layer_idx
     assert isinstance(layer, int)
-    output = running.model_pass.attend(layer, query, key, value, scoring)
+    output = _attend_as_asked(running, layer, query, key, value, scoring)
     return output.transpose(1, 2).contiguous(), None
 
 
 def _attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """What the functions of `attention_forwards` call; shapes as in `ModelPass.attend`."""
-    return _running.get().model_pass.attend(layer, query, key, value, Scoring(scale))
+    return _attend_as_asked(_running.get(), layer, query, key, value, Scoring(scale))
+
+
+def _attend_as_asked(
+    running: _Running, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+) -> Tensor:
+    """Run a layer of a pass; under autocast in its dtype, to which torch's own attention converts its input as well."""
+    model_pass = running.model_pass
+    running.served.append(layer)
+    device = query.device.type
+    if not torch.is_autocast_enabled(device):
+        return model_pass.attend(layer, query, key, value, scoring)
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return model_pass.attend(layer, query.to(dtype), key.to(dtype), value.to(dtype), scoring)
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> Tensor:
@@ -111,7 +130,8 @@ class PassRunner:
             before_pass: Called before every pass with the (rows, len) input columns of its tokens.
 
         Raises:
-            ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
+            ModelError: The mask, the positions or the cache are of a kind that cannot be followed, or a layer's
+                attention did not run through here.
         """
         # Plain matrix products where the user asked for them.
         fused = self._model.config._attn_implementation != "eager"
@@ -121,14 +141,32 @@ class PassRunner:
             for model_pass, rows, columns in plan.passes():
                 before_pass(columns)
                 tokens, kept = call.part(rows, columns), wanted.of(columns)
-                token = _running.set(_Running(model_pass, fused))
+                running = _Running(model_pass, fused, [])
+                token = _running.set(running)
                 try:
                     output = forward(**tokens, use_cache=False, logits_to_keep=kept, return_dict=True)
                 finally:
                     _running.reset(token)
+                self._check_served(running.served)
                 model_pass.finish()
                 wanted.put(rows, columns, output.logits)
-        return CausalLMOutputWithPast(logits=wanted.result(), past_key_values=plan.cache if call.use_cache else None)
+        # As in transformers, a cache that is given is filled, whether or not it is asked for in return.
+        held = filled(call.cache, plan.cache, method) if call.use_cache or call.cache is not None else None
+        return CausalLMOutputWithPast(logits=wanted.result(), past_key_values=held if call.use_cache else None)
+
+    def _check_served(self, served: list[int]) -> None:
+        """Check that a pass went through every layer once: a layer that attends elsewhere has no positions.
+
+        Raises:
+            ModelError: It did not.
+        """
+        wrong = [layer for layer in range(len(self._attention)) if served.count(layer) != 1]
+        if wrong:
+            raise ModelError(
+                f"transformers {transformers.__version__} does not run model type {self._model.config.model_type!r} as "
+                f"mesa-lm needs it: the attention of layers {wrong} did not run exactly once in a pass; use "
+                f"transformers {OLDEST_TESTED} to {NEWEST_TESTED}, or method 'origin'"
+            )
 
     @contextmanager
     def _own_attention(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from tiny_models import FAMILIES, tiny_model
 from transformers import AutoConfig
 
 import mesa_lm
-from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.demo import MODEL_PATH
 
 T = 41
@@ -201,7 +201,7 @@ def test_no_cache_is_returned_unless_asked_for(llama):
     ids = random_ids(100)[None]
     with torch.no_grad(), mesa_lm.extrapolate(llama, "mesa"):
         assert llama(ids, use_cache=False).past_key_values is None
-        assert isinstance(llama(ids, use_cache=True).past_key_values, WovenCache)
+        assert woven_layer(llama(ids, use_cache=True).past_key_values).woven.columns == 100
         with_cache = llama.generate(ids, max_new_tokens=3, use_cache=True, eos_token_id=None)
         without = llama.generate(ids, max_new_tokens=3, use_cache=False, eos_token_id=None)
     assert with_cache.shape == without.shape == (1, 103)
@@ -212,7 +212,7 @@ def test_keys_are_stored_at_their_woven_positions(llama):
     ids = random_ids(120)
     method = mesa_lm.Mesa(extrapolated_width=7)
     with torch.no_grad(), mesa_lm.extrapolate(llama, method) as handle:
-        cache = llama(ids[None], use_cache=True).past_key_values
+        cache = woven_layer(llama(ids[None], use_cache=True).past_key_values).woven
         bound = handle.method
         layer = llama.model.layers[0]
         hidden = layer.input_layernorm(llama.model.embed_tokens(ids))

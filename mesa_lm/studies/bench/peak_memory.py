@@ -18,7 +18,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
-from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.errors import ModelError
 from mesa_lm.models.memory import release, reset_peak, status_bytes
 from mesa_lm.studies.bench.shapes import load_model
@@ -71,9 +71,10 @@ def cuda_memory(model: PreTrainedModel, trial: Trial) -> Memory | None:
 
 def kv_bytes(cache: Any) -> int:
     """Return the bytes of the keys and values that a cache holds, without room for more."""
-    if isinstance(cache, WovenCache):
-        tokens = sum(row.length for row in cache.rows)
-        held = [*cache.keys.values(), *cache.values.values()]
+    filled = woven_layer(cache)
+    if filled is not None:
+        tokens = sum(row.length for row in filled.woven.rows)
+        held = [*filled.woven.keys.values(), *filled.woven.values.values()]
         return sum(tokens * states.shape[1] * states.shape[3] * states.element_size() for states in held)
     held = [states for layer in cache.layers for states in (layer.keys, layer.values)]
     return sum(states.numel() * states.element_size() for states in held)
