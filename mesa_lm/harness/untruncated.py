@@ -117,7 +117,8 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             ends = sorted({end for end in [*ends, self.eot_token_id] if end is not None})
             generation_kwargs.setdefault("eos_token_id", ends)
         self.bar.show_tokens(context.shape[1], len(context))
-        generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        with _no_reminder():
+            generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         self.bar.advance(len(context))
         return generated
 
@@ -158,3 +159,15 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             limit = max(1, min(limit, CPU_BATCH_TOKENS // length))
         size = largest_batch(attempt, limit)
         return int(self.all_gather(torch.tensor([size], device=self.device)).min())
+
+
+@contextmanager
+def _no_reminder() -> Iterator[None]:
+    """Leave out transformers' reminder that an input is longer than its config says, which it is meant to be."""
+    reminding = logging.getLogger("transformers.generation.stopping_criteria")
+    level = reminding.level
+    try:
+        reminding.setLevel(logging.ERROR)
+        yield
+    finally:
+        reminding.setLevel(level)
