@@ -1,9 +1,8 @@
 """Let lm-eval find this project's tasks, and run a group once per length (see `mesa_lm.harness.length_groups`)."""
 
-import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lm_eval.tasks.manager import TaskManager as StockTaskManager
 from lm_eval.utils import pattern_match
 
 from mesa_lm.errors import UsageError, lost_link
+from mesa_lm.harness.left_out_logs import left_out
 from mesa_lm.harness.length_groups import LengthEntry, LengthGroups
 from mesa_lm.harness.lm_eval_caches import key_requests_by_content
 from mesa_lm.harness.model_args import without_models
@@ -58,27 +58,14 @@ class _Factory(TaskFactory):
         return _with_typed_features(config)
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
-        with _metadata_not_recommended() if isinstance(entry, LengthEntry) else nullcontext():
+        # lm-eval would recommend to give it metadata, once for every length.
+        known = isinstance(entry, LengthEntry)
+        with left_out("lm_eval.api.task", "Custom kwargs can be passed") if known else nullcontext():
             task = super()._build_task(entry, overrides)
         key_requests_by_content(task)
-        if isinstance(entry, LengthEntry):
+        if known:
             check_sent_lengths(task)
         return task
-
-
-@contextmanager
-def _metadata_not_recommended() -> Iterator[None]:
-    """Leave out lm-eval's warning that a task can be given metadata, once for every length that it runs at."""
-    logger = logging.getLogger("lm_eval.api.task")
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "Custom kwargs can be passed" not in record.getMessage()
-
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
 
 
 def _with_typed_features(config: dict[str, Any]) -> dict[str, Any]:

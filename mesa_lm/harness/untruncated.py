@@ -11,6 +11,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from mesa_lm.harness.batching import largest_batch, padded
+from mesa_lm.harness.left_out_logs import left_out
 from mesa_lm.harness.lm_eval_caches import interruption_reported
 from mesa_lm.harness.progress_bar import RequestBar
 
@@ -117,7 +118,8 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             ends = sorted({end for end in [*ends, self.eot_token_id] if end is not None})
             generation_kwargs.setdefault("eos_token_id", ends)
         self.bar.show_tokens(context.shape[1], len(context))
-        with _no_reminder():
+        # The inputs are meant to be longer than the model's config says.
+        with left_out("transformers.generation.stopping_criteria", "friendly reminder"):
             generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         self.bar.advance(len(context))
         return generated
@@ -159,15 +161,3 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             limit = max(1, min(limit, CPU_BATCH_TOKENS // length))
         size = largest_batch(attempt, limit)
         return int(self.all_gather(torch.tensor([size], device=self.device)).min())
-
-
-@contextmanager
-def _no_reminder() -> Iterator[None]:
-    """Leave out transformers' reminder that an input is longer than its config says, which it is meant to be."""
-    reminding = logging.getLogger("transformers.generation.stopping_criteria")
-    level = reminding.level
-    try:
-        reminding.setLevel(logging.ERROR)
-        yield
-    finally:
-        reminding.setLevel(level)

@@ -1,64 +1,19 @@
 """The command `lm_eval` as mesa-lm extends it: one line for whatever is wrong, and lm-eval's own elsewhere."""
 
-import logging
+import json
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lm_eval._cli.harness
-import lm_eval._cli.run
+import lm_eval.evaluator
 import pytest
-from lm_eval.__main__ import cli_evaluate
+
+from mesa_lm.harness.command_line import asked_run
 
 OURS = "--model mesa-hf --tasks passkey_long_512 --limit 1"
 
 
-class Ended:
-    """How a command ended.
-
-    Attributes:
-        status: Of the process.
-        out: What it printed on stdout.
-        err: And on stderr, without logs of warnings.
-    """
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Any]:
-    """Run the command in this process, in a folder of its own that is no repository."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.delenv("LMEVAL_LOG_LEVEL", raising=False)
-    logger = logging.getLogger("lm_eval")
-
-    def run(*arguments: str) -> Ended:
-        capfd.readouterr()
-        handler = logging.StreamHandler()  # to the present stderr
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["lm_eval", *arguments])
-            patch.setattr(lm_eval.utils, "_LOGGING_CONFIGURED", True)
-            logger.addHandler(handler)
-            try:
-                cli_evaluate()
-                status = 0
-            except SystemExit as ended:
-                status = int(ended.code or 0)
-            finally:
-                logger.removeHandler(handler)
-        captured = capfd.readouterr()
-        return Ended(status, captured.out, captured.err)
-
-    level = logger.level
-    yield run
-    logger.setLevel(level)
-
-
-def refused(ended: Ended) -> str:
+def refused(ended: Any) -> str:
     """The one line of a refusal."""
     assert (ended.status, ended.out) == (2, ""), ended.err
     told = ("--limit SHOULD ONLY BE USED", "No pretrained= given")
@@ -151,3 +106,94 @@ def test_what_is_wrong_is_said_in_one_line(command: Any, arguments: str, message
 def test_a_file_of_settings_is_checked_as_well(command: Any, text: str, message: str) -> None:
     Path("run.yaml").write_text(text)
     assert message in refused(command("--config", "run.yaml"))
+
+
+def test_a_run_shows_its_table_and_two_lines_and_nothing_buries_them(command: Any) -> None:
+    ended = command(
+        "--model", "mesa-hf", "--tasks", "passkey_long", "--metadata", '{"lengths": [300, 600], "num_samples": 2}'
+    )
+    assert ended.status == 0
+    *_, shown, following = ended.out.splitlines()
+    assert shown == (
+        "Shown: passkey_long at 2 lengths from 300 to 600 tokens, 2 samples each; method mesa on the demo model, "
+        "trained on 512 tokens."
+    )
+    assert following == (
+        "Next: --model_args method=origin shows the same without extrapolation; "
+        "--output_path FOLDER keeps it for `mesa-lm plot`."
+    )
+    lines = [line for line in ended.err.replace("\r", "\n").splitlines() if line.strip()]
+    assert [line for line in lines if not line.startswith("Generating: ")] == [
+        "No pretrained= given: running the demo model that ships with mesa-lm"
+    ]
+
+
+def test_saved_results_are_named(command: Any) -> None:
+    ended = command(*shlex.split(f"{OURS} --model_args method=origin --output_path out --log_samples"))
+    (saved,) = Path("out").glob("*/results_*.json")
+    assert ended.status == 0
+    assert ended.out.splitlines()[-2:] == [
+        "Shown: passkey_long at 512 tokens, 1 samples; method origin on the demo model, trained on 512 tokens.",
+        f"Next: --model_args method=mesa shows the same, extrapolated; `mesa-lm plot {saved.parent}` draws it.",
+    ]
+    assert json.loads(saved.read_text())["results"]["passkey_long_512"]["sample_len"] == 1
+
+
+def test_results_that_could_not_be_saved_end_with_an_error(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, *args: object, **kwargs: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    ended = command(*shlex.split(f"{OURS} --output_path out"))
+    assert ended.status == 1
+    assert "passkey_long" in ended.out
+    assert ended.err.splitlines()[-1] == "error: the results, printed above, could not be saved in 'out'"
+
+
+def test_other_models_on_other_tasks_are_lm_evals_alone(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="Invalid JSON"):
+        command("--model", "hf", "--tasks", "hellaswag", "--metadata", "{bad")
+    with pytest.raises(ValueError, match="no model for this name found"):
+        command("--model", "hff", "--tasks", "hellaswag", "--limit", "1")
+    assert command("--model", "hf", "--taks", "hellaswag").err.startswith("usage: lm-eval")
+
+    def interrupt(**options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lm_eval.evaluator, "simple_evaluate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        command("--model", "dummy", "--tasks", "hellaswag")
+    assert command(*shlex.split(OURS)).status == 130
+
+
+def test_what_fails_later_is_one_line_too(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: object) -> None:
+        raise RuntimeError("it is late\nand dark")
+
+    monkeypatch.setattr(lm_eval.evaluator, "simple_evaluate", fail)
+    ended = command(*shlex.split(OURS))
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1] == "error: RuntimeError: it is late; LMEVAL_LOG_LEVEL=DEBUG shows where"
+    monkeypatch.setenv("LMEVAL_LOG_LEVEL", "DEBUG")
+    with pytest.raises(RuntimeError):
+        command(*shlex.split(OURS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        ("--model mesa-hf --tasks hellaswag", True),
+        ("--model=mesa-hf", True),
+        ("-M mesa_hf -t hellaswag", True),
+        ("run --model hf --tasks hellaswag,passkey_long_4k", True),
+        ("--model hf --tasks hellaswag passkey_lon", True),
+        ("--model mesa-hf --tasks", True),
+        ("--model hf --tasks hellaswag", False),
+        ("--model mamba_ssm --tasks lambada", False),
+        ("ls tasks", False),
+        ("--model", False),
+        ("", False),
+    ],
+)
+def test_whether_a_command_is_about_this_project(arguments: str, ours: bool) -> None:
+    assert asked_run(shlex.split(arguments)).resembles_ours is ours

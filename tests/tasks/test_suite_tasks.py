@@ -27,6 +27,17 @@ def test_the_grid_has_as_many_questions_at_every_depth_and_they_take_turns():
     assert all(abs(doc["depth"] - doc["asked_depth"]) < 0.1 and doc["tokens"] <= 701 for doc in docs)
 
 
+@pytest.mark.parametrize("depths", [[1 / 3, 0.95], 3, 11])
+def test_a_grid_of_any_depths_warns_of_nothing_and_knows_its_direction(depths, caplog):
+    metadata = {"num_samples": 1, "depths": depths, "lengths": [400]}
+    results = simple_evaluate("mesa-hf", {}, ["passkey_grid"], metadata=metadata, bootstrap_iters=10)
+    names = {name.removesuffix(",none") for name in results["results"]["passkey_grid_400"] if "acc" in name}
+    measured = {name for name in names if "stderr" not in name}
+    assert len(measured) == 1 + (depths if isinstance(depths, int) else len(depths))
+    assert results["higher_is_better"]["passkey_grid_400"] == dict.fromkeys(measured, True)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 def test_a_grid_answer_counts_for_its_own_depth():
     assert grid.score({"key": 71, "asked_depth": 1 / 3}, ["71."]) == {"acc": 1.0, "acc_depth_33.3": 1.0}
 
