@@ -17,7 +17,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.task_manager import TaskManager
-from mesa_lm.harness.tokenizing import NAMING, Encoding, evaluated_model, load_tokenizer
+from mesa_lm.harness.tokenizing import NAMING, TextEncoding, evaluated_model, load_tokenizer
 from mesa_lm.pipelines.settings import ModelEntry, Sweep, TaskEntry
 
 
@@ -50,8 +50,8 @@ class EntryTaskManager(TaskManager):
         return self._whole
 
 
-def _demo_encoding() -> Encoding:
-    return Encoding(load_tokenizer({"pretrained": str(MODEL_PATH)}))
+def _demo_encoding() -> TextEncoding:
+    return TextEncoding(load_tokenizer({"pretrained": str(MODEL_PATH)}))
 
 
 def entry_task_manager(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> EntryTaskManager:

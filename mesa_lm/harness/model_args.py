@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from mesa_lm.errors import MethodError, ModelError, UsageError, unknown_name
 from mesa_lm.harness.task_options import COUNT, OptionRule, is_count
@@ -38,6 +39,9 @@ HOST_RULES: Mapping[str, OptionRule] = {
     "mixed_precision_dtype": _DTYPE,
     "prefix_token_id": OptionRule(lambda value: type(value) is int and value >= 0, "the id of a token"),
     "backend": OptionRule(lambda value: value in ("default", "causal"), "default or causal"),
+    "tokenizer": OptionRule(
+        lambda value: isinstance(value, str | PreTrainedTokenizerBase), "a folder, a name on the hub or a tokenizer"
+    ),
     "chat_template_args": OptionRule(lambda value: isinstance(value, dict), "names and values"),
     **dict.fromkeys(("subfolder", "peft", "delta", "gguf_file"), OptionRule(lambda v: isinstance(v, str), "a string")),
     **dict.fromkeys(
@@ -139,6 +143,8 @@ def check_host_args(args: Mapping[str, Any]) -> None:
     for name, rule in HOST_RULES.items():
         if args.get(name) is not None and not rule.fits(args[name]):
             raise UsageError(f"{name} must be {rule.allowed}; found {args[name]!r}")
+    if args.get("parallelize") and not torch.accelerator.is_available():
+        raise UsageError("parallelize=True splits a model over GPUs, of which this machine has none; leave it out")
     device = args.get("device")
     # lm-eval's command gives its default on machines without a GPU, too.
     if device is not None and not (device == DEFAULT_DEVICE and not torch.cuda.is_available()):

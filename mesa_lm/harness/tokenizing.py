@@ -21,7 +21,7 @@ TOKENIZER_ARGS = {
 }
 
 
-class Encoding(NamedTuple):
+class TextEncoding(NamedTuple):
     """How a model turns text into tokens.
 
     Attributes:
@@ -50,7 +50,7 @@ _evaluated: ContextVar[Any] = ContextVar("what evaluated_model() was given", def
 
 
 @contextmanager
-def evaluated_model(encoding: Callable[[], Encoding | None] | None) -> Iterator[None]:
+def evaluated_model(encoding: Callable[[], TextEncoding | None] | None) -> Iterator[None]:
     """Let tasks count as a model encodes text for the duration; `note_evaluated` may tell of another one.
 
     Args:
@@ -64,18 +64,18 @@ def evaluated_model(encoding: Callable[[], Encoding | None] | None) -> Iterator[
         _evaluated.reset(token)
 
 
-def note_evaluated(encoding: Callable[[], Encoding | None]) -> None:
+def note_evaluated(encoding: Callable[[], TextEncoding | None]) -> None:
     """Tell how the evaluated model encodes text, once it is loaded, up to the end of `evaluated_model`."""
     _evaluated.set(encoding)
 
 
-def evaluated_encoding() -> Encoding | None:
+def evaluated_encoding() -> TextEncoding | None:
     """Return how the evaluated model encodes text; None where no model is evaluated, or it is not known."""
-    encoding: Callable[[], Encoding | None] | None = _evaluated.get()
+    encoding: Callable[[], TextEncoding | None] | None = _evaluated.get()
     return encoding() if encoding else None
 
 
-def encoding_of(lm: Any, rendered: Callable[[str], str] = str) -> Encoding | None:
+def encoding_of(lm: Any, rendered: Callable[[str], str] = str) -> TextEncoding | None:
     """Return how a model of lm-eval encodes text; None if it has no tokenizer of transformers, or cannot load it.
 
     Args:
@@ -89,10 +89,10 @@ def encoding_of(lm: Any, rendered: Callable[[str], str] = str) -> Encoding | Non
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return None
     settings = getattr(lm, "chat_template_args", None) or {}
-    return Encoding(tokenizer, getattr(lm, "add_bos_token", None), settings, rendered)
+    return TextEncoding(tokenizer, getattr(lm, "add_bos_token", None), settings, rendered)
 
 
-def task_encoding(model_args: Mapping[str, Any]) -> Encoding:
+def task_encoding(model_args: Mapping[str, Any]) -> TextEncoding:
     """Return the encoding by which a task counts: the evaluated model's, unless the user names a tokenizer.
 
     Args:
@@ -109,7 +109,7 @@ def task_encoding(model_args: Mapping[str, Any]) -> Encoding:
     if model_args.get("enable_thinking") is not None:
         settings["enable_thinking"] = model_args["enable_thinking"]
     rendered = evaluated.rendered if evaluated else str
-    return Encoding(load_tokenizer(model_args), model_args.get("add_bos_token"), settings, rendered)
+    return TextEncoding(load_tokenizer(model_args), model_args.get("add_bos_token"), settings, rendered)
 
 
 def load_tokenizer(model_args: Mapping[str, Any]) -> PreTrainedTokenizerBase:
@@ -135,7 +135,7 @@ def load_tokenizer(model_args: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     if isinstance(source, PreTrainedTokenizerBase):
         return source
     passed = {theirs: model_args.get(name) for name, theirs in TOKENIZER_ARGS.items()}
-    name = str(Path(getattr(source, "name_or_path", source)).expanduser())
+    name = str(Path(str(getattr(source, "name_or_path", source))).expanduser())
     with one_line_errors("tokenizer", name):
         return _load_tokenizer(name, **{k: v for k, v in passed.items() if v is not None})
 

@@ -21,7 +21,7 @@ from mesa_lm.harness.task_options import (
     is_count,
     is_shares,
 )
-from mesa_lm.harness.tokenizing import Encoding, task_encoding
+from mesa_lm.harness.tokenizing import TextEncoding, task_encoding
 from mesa_lm.tasks.passkey_long import texts
 
 CHAT = "chat"  # the prompt made by the tokenizer's own chat template
@@ -227,7 +227,7 @@ def evenly_spaced(number: int) -> list[float]:
     return [i / (number - 1) for i in range(number)] if number > 1 else [0.5]
 
 
-def _affixes(task: str, prompt: str, encoding: Encoding) -> tuple[str, str]:
+def _affixes(task: str, prompt: str, encoding: TextEncoding) -> tuple[str, str]:
     """Return what stands before and after the text in a prompt variant."""
     if prompt != CHAT:
         return texts.PROMPTS[prompt]

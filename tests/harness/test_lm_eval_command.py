@@ -57,6 +57,11 @@ WRONG = [
     (f"{OURS} --model_args dtype=banana", "dtype must be auto or one of float32"),
     (f"{OURS} --model_args batch_size=3", "batch_size is given twice"),
     (f"{OURS} --model_args parallelize=banana", "parallelize must be true or false"),
+    (
+        f"{OURS} --model_args parallelize=true",
+        "parallelize=True splits a model over GPUs, of which this machine has none",
+    ),
+    (f"{OURS} --model_args tokenizer=1", "tokenizer must be a folder, a name on the hub or a tokenizer; found 1"),
     (f"{OURS} --model_args pretrained=", "error: "),
     (f"{OURS} --gen_kwargs '{{bad'", "Invalid JSON"),
     (f"{OURS} --gen_kwargs banana=3", "unknown name in gen_kwargs 'banana'"),

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.harness.tokenizing import (
-    Encoding,
+    TextEncoding,
     encoding_of,
     evaluated_model,
     load_tokenizer,
@@ -60,7 +60,7 @@ def test_without_a_model_it_is_refused() -> None:
 
 
 def test_it_is_the_evaluated_models_unless_another_is_named(folder: Path) -> None:
-    evaluated = Encoding(words(bos="</s>"), add_bos_token=True, chat_template_args={"a": 1})
+    evaluated = TextEncoding(words(bos="</s>"), add_bos_token=True, chat_template_args={"a": 1})
     with evaluated_model(lambda: evaluated):
         assert task_encoding({"pretrained": "/no/such/folder", "add_bos_token": False}) is evaluated
         assert task_encoding({"tokenizer": str(folder)}).tokenizer.bos_token == "<s>"
@@ -68,7 +68,7 @@ def test_it_is_the_evaluated_models_unless_another_is_named(folder: Path) -> Non
 
 
 def test_prompts_are_counted_as_they_are_sent() -> None:
-    encoding = Encoding(words(), rendered=lambda prompt: f"a a {prompt}")
+    encoding = TextEncoding(words(), rendered=lambda prompt: f"a a {prompt}")
     assert (encoding.count("b"), encoding.count_prompt("b")) == (2, 4)
 
 
