@@ -14,8 +14,10 @@ import torch
 from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
+from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.task_manager import TaskManager
+from mesa_lm.harness.tokenizing import NAMING, TextEncoding, evaluated_model, load_tokenizer
 from mesa_lm.pipelines.settings import ModelEntry, Sweep, TaskEntry
 
 
@@ -37,12 +39,19 @@ class EntryTaskManager(TaskManager):
             random.seed(self._seed)  # these are the seeds of `lm_eval`, which sets them just before
             numpy.random.seed(DEFAULT_OTHER_SEED)
             torch.manual_seed(DEFAULT_OTHER_SEED)
-            self._whole = super().load(self.match_tasks([self._asked]))
+            # A sweep evaluates by mesa-hf, whose default is the demo model.
+            named = any((self.metadata or {}).get(name) for name in NAMING)
+            with evaluated_model(None if named else _demo_encoding):
+                self._whole = super().load(self.match_tasks([self._asked]))
         names = spec if isinstance(spec, list) else [spec]
         tasks = self._whole["tasks"]
         if all(name in tasks for name in names):
             return {"tasks": {name: tasks[name] for name in names}, "groups": {}, "group_map": {}}
         return self._whole
+
+
+def _demo_encoding() -> TextEncoding:
+    return TextEncoding(load_tokenizer({"pretrained": str(MODEL_PATH)}))
 
 
 def entry_task_manager(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> EntryTaskManager:

@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -16,7 +17,14 @@ from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import ModelError
 from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
-from mesa_lm.harness.model_args import check_store, checked_source, one_line_errors, refused_keyword, split_model_args
+from mesa_lm.harness.model_args import (
+    check_host_args,
+    check_store,
+    checked_source,
+    one_line_errors,
+    refused_keyword,
+    split_model_args,
+)
 from mesa_lm.harness.scoring import ScoringHFLM
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.installed import distribution_of
@@ -74,6 +82,7 @@ class MesaHFLM(ScoringHFLM):
         self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
         self.stock_calls = isinstance(self.method, Origin)
         check_store(chunk_store_gib)
+        check_host_args(others)
         if others.get("token"):
             logger.warning(
                 "lm-eval writes model_args into its results, the token too: HF_TOKEN is not written anywhere"
@@ -110,6 +119,11 @@ class MesaHFLM(ScoringHFLM):
             handle = self._attached(method)
             back.pop_all()
         self._adopt(method, handle)
+
+    def close(self) -> None:
+        """Give a loaded model its own forward back; this object answers no more requests. Again does nothing."""
+        if self.handle is not None:
+            self.handle.remove()
 
     def _attached(self, method: Method) -> Handle | None:
         """Attach a method; not `origin` to a quantiser's own class, which runs as it is."""
@@ -156,6 +170,26 @@ class MesaHFLM(ScoringHFLM):
     def _create_model(self, pretrained: str, **kwargs: Any) -> None:
         with one_line_errors("model", pretrained), refused_keyword(self.method.name, kwargs, HF_KEYWORDS):
             super()._create_model(pretrained=pretrained, **kwargs)
+
+    @contextmanager
+    def _progress(self, what: str, count: int, disable: bool) -> Iterator[None]:
+        if self.handle is not None and not self.handle.is_attached:
+            raise ModelError(f"method {self.method.name!r} has been removed from the model, which would run without it")
+        with super()._progress(what, count, disable):
+            yield
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a chat as `hf` does.
+
+        Raises:
+            ModelError: The tokenizer has no template for it.
+        """
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                f"apply_chat_template: the tokenizer {self.tokenizer.name_or_path!r} has no chat template; leave it out"
+            )
+        rendered: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        return rendered
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Generate as `hf` does.
