@@ -160,13 +160,16 @@ class WantedLogits:
         self._logits: Tensor | None = None
 
     def of(self, columns: Tensor) -> int | Tensor:
-        """Return which logits of a pass are wanted, as its `logits_to_keep`: 0 for all, else a mask like `columns`.
+        """Return which logits of a pass are to be computed, as its `logits_to_keep`: those that any of its rows wants.
 
         Args:
             columns: (rows of the pass, len) input columns of its tokens.
+
+        Returns:
+            0 for all, else the indices along `len`.
         """
-        wanted = self.slot[columns] >= 0
-        return 0 if bool(wanted.all()) else wanted
+        kept = self._wanted_by_any_row(columns)
+        return 0 if bool(kept.all()) else kept.nonzero()[:, 0]
 
     def put(self, rows: Tensor, columns: Tensor, logits: Tensor) -> None:
         """Take the logits of a pass.
@@ -174,15 +177,19 @@ class WantedLogits:
         Args:
             rows: (rows of the pass,) their batch rows.
             columns: (rows of the pass, len) input columns of its tokens.
-            logits: The wanted ones, (..., vocabulary).
+            logits: (rows of the pass, kept, vocabulary), as `of` asked for.
         """
         if self._logits is None:
             self._logits = logits.new_zeros(*self._shape, logits.shape[-1])
-        slot = self.slot[columns]
+        slot = self.slot[columns[:, self._wanted_by_any_row(columns)]]
         wanted = slot >= 0
         if bool(wanted.any()):
-            place = rows[:, None].expand_as(columns)[wanted].to(logits.device), slot[wanted].to(logits.device)
-            self._logits[place] = logits.flatten(0, -2)
+            place = rows[:, None].expand_as(slot)[wanted].to(logits.device), slot[wanted].to(logits.device)
+            self._logits[place] = logits[wanted.to(logits.device)]
+
+    def _wanted_by_any_row(self, columns: Tensor) -> Tensor:
+        """Return (len,) whether some row of a pass wants the logits there."""
+        return (self.slot[columns] >= 0).any(0)
 
     def result(self) -> Tensor:
         """Return the wanted logits of every row, in the order asked for, (batch, wanted columns, vocabulary)."""

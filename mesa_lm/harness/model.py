@@ -12,6 +12,7 @@ import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
@@ -20,6 +21,7 @@ from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
 from mesa_lm.harness.model_args import (
     check_host_args,
     check_store,
+    checked_quantization,
     checked_source,
     one_line_errors,
     refused_keyword,
@@ -88,6 +90,7 @@ class MesaHFLM(ScoringHFLM):
                 "lm-eval writes model_args into its results, the token too: HF_TOKEN is not written anywhere"
             )
         self._options = {name: repr(value) for name, value in others.items() if name not in _WITHOUT_EFFECT}
+        self._quantization = checked_quantization(others)
         if pretrained is None:
             logger.info("No pretrained= given: running the demo model that ships with mesa-lm")
             pretrained = str(MODEL_PATH)
@@ -95,6 +98,8 @@ class MesaHFLM(ScoringHFLM):
             pretrained = checked_source(pretrained)
         elif not isinstance(pretrained, torch.nn.Module):
             raise ModelError(f"pretrained must be a folder, a name on the hub or a model, found {pretrained!r}")
+        elif self._quantization is not None:
+            raise ModelError("quantization_config works while weights are loaded; the given model is loaded already")
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         self._store_gib = chunk_store_gib
@@ -150,6 +155,9 @@ class MesaHFLM(ScoringHFLM):
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
         with one_line_errors("model", pretrained):
             super()._get_config(pretrained, **kwargs)
+            if self._quantization is not None:
+                # From here `hf` takes it.
+                self._config.quantization_config = AutoQuantizationConfig.from_dict(dict(self._quantization))
 
     def _get_backend(self, config: Any, **kwargs: Any) -> None:
         super()._get_backend(config=config, **kwargs)

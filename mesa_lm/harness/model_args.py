@@ -175,6 +175,32 @@ def _device_count(kind: str) -> int:
     return module.device_count() if module is not None and module.is_available() else 0
 
 
+def checked_quantization(keywords: dict[str, Any]) -> dict[str, Any] | None:
+    """Take from the keywords how weights are to be quantised while they are loaded.
+
+    Args:
+        keywords: Those that are not for the method; `quantization_config` is removed.
+
+    Returns:
+        The settings as they stand in a config, which lm-eval's `hf` reads from there alone; None: as they are saved.
+
+    Raises:
+        UsageError: It is no mapping with a `quant_method`, or was asked for with keywords of transformers 4.
+    """
+    old = [keyword for keyword in keywords if keyword in ("load_in_4bit", "load_in_8bit") or keyword.startswith("bnb_")]
+    example = '{"pretrained": "...", "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true}}'
+    if old:
+        raise UsageError(
+            f"{', '.join(old)}: transformers 5 takes these inside quantization_config, as in --model_args '{example}'"
+        )
+    found = keywords.pop("quantization_config", None)
+    if found is None or (isinstance(found, dict) and isinstance(found.get("quant_method"), str)):
+        return found
+    raise UsageError(
+        f"quantization_config must be a mapping with a quant_method, found {found!r}, as in --model_args '{example}'"
+    )
+
+
 def check_store(gib: object) -> None:
     """Check what a user gave as the size of a store.
 

@@ -21,8 +21,7 @@ def keeping_logits(forward: Callable[..., Any], model: PreTrainedModel) -> Calla
     def keep(*args: Any, logits_to_keep: int | Tensor = 0, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         if isinstance(logits_to_keep, Tensor):
-            kept = logits_to_keep if logits_to_keep.ndim == 2 else (slice(None), logits_to_keep)
-            output.logits = output.logits[kept]
+            output.logits = output.logits[:, logits_to_keep]
         elif logits_to_keep:
             output.logits = output.logits[:, -logits_to_keep:]
         return output
