@@ -36,14 +36,13 @@ def test_a_mask_that_hides_every_new_token_is_refused():
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 1000, torch.tensor([6, 2, 2]), torch.tensor([-1, -7])])
 def test_logits_of_passes_are_put_together_in_the_order_asked_for(kept):
-    """One pass runs the second row, two run the first, its end before its beginning."""
+    """A pass runs both rows, whose columns differ, the others what is left of each."""
     wanted = WantedLogits(ForwardCall(input_ids=IDS, logits_to_keep=kept))
     logits = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
-    for row, columns in ((1, range(7)), (0, range(4, 7)), (0, range(4))):
-        place = torch.tensor([list(columns)])
-        asked = wanted.of(place)
-        own = logits[row, place]
-        wanted.put(torch.tensor([row]), place, own if isinstance(asked, int) else own[asked])
+    for rows, columns in (([1, 0], [range(3), range(4, 7)]), ([0], [range(4)]), ([1], [range(3, 7)])):
+        rows, columns = torch.tensor(rows), torch.tensor([list(own) for own in columns])
+        asked, computed = wanted.of(columns), logits[rows[:, None], columns]
+        wanted.put(rows, columns, computed if isinstance(asked, int) else computed[:, asked])
     assert torch.equal(wanted.result(), logits[:, -kept:] if isinstance(kept, int) else logits[:, kept])
 
 
