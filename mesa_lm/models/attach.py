@@ -31,7 +31,7 @@ from mesa_lm.models.families import layer_windows
 from mesa_lm.models.growing_cache import with_growing_cache
 from mesa_lm.models.handle import Handle, refuse_second
 from mesa_lm.models.inspection import attention_modules, known_train_length, layers_of
-from mesa_lm.models.pass_runner import PassRunner
+from mesa_lm.models.pass_runner import PassRunner, autocast_dtype
 from mesa_lm.models.refusals import refuse_cache, refuse_other_heads, refuse_training
 from mesa_lm.models.remote_code import keeping_logits
 from mesa_lm.models.replacing import replace_method
@@ -170,8 +170,7 @@ class PassHandle(Handle):
 
 def _placement(model: PreTrainedModel) -> tuple[torch.device, torch.dtype, torch.dtype | None]:
     """Return where a model runs, its dtype, and that of autocast where it is on."""
-    kind = model.device.type
-    return model.device, model.dtype, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return model.device, model.dtype, autocast_dtype(model.device.type)
 
 
 def forward_call(arguments: dict[str, Any], config: Any) -> ForwardCall:

@@ -69,14 +69,20 @@ def _attend_as_asked(
     running: _Running, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
 ) -> Tensor:
     """Run a layer of a pass; under autocast in its dtype, to which torch's own attention converts its input as well."""
-    model_pass = running.model_pass
+    model_pass, device = running.model_pass, query.device.type
     running.served.append(layer)
-    device = query.device.type
-    if not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(device)
+    if dtype is None:
         return model_pass.attend(layer, query, key, value, scoring)
-    dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         return model_pass.attend(layer, query.to(dtype), key.to(dtype), value.to(dtype), scoring)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the dtype of autocast on a kind of device, None where it is off or unknown, as for weights on disk."""
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> Tensor:
