@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, chain, cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -47,6 +47,7 @@ METRIC_LABELS = {
 }
 FONT_SIZE, TITLE_SIZE = 10.0, 12.0  # points
 MARGIN, LINE_SPACING = 0.1, 1.25  # inches, of the font size
+HINTING = 1.05  # by how much letters fitted to whole pixels may be wider than their outlines
 HANDLE = 0.62  # inches that a legend's line and the gap behind its label take
 LEGEND_GAP = 4.0  # points between its entries
 
@@ -65,7 +66,7 @@ class Look(NamedTuple):
     is_open: bool
 
     @property
-    def style(self) -> dict[str, object]:
+    def style(self) -> dict[str, Any]:
         """Arguments of matplotlib's `plot`."""
         return {
             "color": self.colour,
@@ -148,8 +149,8 @@ def counted(counts: "pd.Series[int]", noun: str) -> str:
 def text_width(text: str, size: float = FONT_SIZE) -> float:
     """Return the width of the longest line of a text, in inches."""
     font = FontProperties(size=size)
-    lines = text.splitlines()
-    return max((text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines), default=0) / 72
+    widths = (text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.splitlines())
+    return HINTING * max(widths, default=0.0) / 72
 
 
 def wrapped(text: str, width: float, size: float = FONT_SIZE) -> str:

@@ -1,5 +1,6 @@
 """A leaderboard as one page for the browser."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -136,7 +137,7 @@ def _inline_figure(points: pd.DataFrame) -> Markup:
     size = re.match(r'<svg [^>]*?width="([\d.]+)pt"[^>]*?viewBox="([^"]*)"[^>]*>', text, flags=re.DOTALL)
     assert size, "matplotlib gives an SVG its size"
     head = Markup('<svg role="img" aria-label="{}" viewBox="{}" style="min-width: {}px">').format(
-        f"{task}: {metric} by input length", size[2], size[1]
+        f"{task}: {metric} by input length", size[2], math.ceil(float(size[1]))
     )
     return head + Markup(text[size.end() :])
 

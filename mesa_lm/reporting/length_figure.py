@@ -159,7 +159,7 @@ def _mark_failures(axes: Axes, lines: Sequence[Line]) -> None:
     for line in lines:
         for length in line.points.length[line.points.value.isna()]:
             marked[length] += 1
-            below = offset_copy(across, axes.figure, y=-9 * marked[length], units="points")
+            below = offset_copy(across, axes.get_figure(root=True), y=-9 * marked[length], units="points")
             axes.plot(length, 1, "x", color=line.look.colour, transform=below, clip_on=False, zorder=4)
     for length in marked:
         axes.text(length, 1, "OOM", transform=across, ha="center", va="bottom")

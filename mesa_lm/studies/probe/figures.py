@@ -93,15 +93,14 @@ def values_figure(findings: Findings) -> Figure:
         profile = findings.profiles[name]
         values = profile.of_dimension(jump.layer, jump.dimension)
         panel.plot(profile.starts, values, color=LOOKS.get(name, LOOKS["origin"]).colour, linewidth=1.5)
-        threshold = panel.axhline(jump.threshold, color=MUTED, linestyle="--", linewidth=0.9)
+        panel.axhline(jump.threshold, color=MUTED, linestyle="--", linewidth=0.9)
         panel.axvline(findings.train_length, color=MUTED, linestyle=":", linewidth=1.1)
         position = findings.crossings(name)[0]
         if position is not None:
             panel.plot(position, jump.threshold, marker="D", markersize=4.5, color=INK)
-    crossing_mark = Line2D([], [], marker="D", markersize=4.5, color=INK, linestyle="")
     figure.supylabel("value", size=FONT_SIZE)
     title = f"Layer {jump.layer}, dimension {jump.dimension}: mean value of each T/16 tokens"
-    add_frame(figure, title, _subtitle(findings), [(threshold, "threshold"), (crossing_mark, "first crossing")])
+    add_frame(figure, title, f"{_subtitle(findings)}; dashed: threshold; diamond: first crossing")
     return figure
 
 
