@@ -94,7 +94,7 @@ class Line(NamedTuple):
 @contextmanager
 def house_style() -> Iterator[None]:
     """Make and write figures inside; a decorator too."""
-    style = {
+    style: dict[Any, Any] = {
         "svg.hashsalt": "mesa-lm",
         "text.parse_math": False,  # a dollar in a model's name is a dollar
         "font.size": FONT_SIZE,

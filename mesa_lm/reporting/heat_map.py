@@ -56,7 +56,8 @@ def scale_of(points: pd.DataFrame) -> Scale:
 
 def cell_width(scale: Scale, values: pd.DataFrame, labels: Sequence[str]) -> float:
     """Return how wide the cells must be for all that is written in them and below them, in inches."""
-    texts = [scale.pattern.format(scale.factor * value) for value in values.stack()]
+    measured = values.to_numpy()[values.notna()]
+    texts = [scale.pattern.format(scale.factor * value) for value in measured]
     return max(CELL_WIDTH, *(text_width(text) + MARGIN for text in [*texts, *labels]))
 
 

@@ -30,7 +30,7 @@ FIGURE_WIDTH = 4.3  # inches: at 72 pixels to the inch it fits a phone, and its 
 THEMED = {PAPER: "var(--paper)", INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
 
 
-class Section(NamedTuple):
+class ShownBoard(NamedTuple):
     """Hold what the page shows of one model and task.
 
     Attributes:
@@ -96,15 +96,15 @@ def _breakable(text: str) -> Markup:
     return Markup(re.sub(r"([_=/,])", r"\1<wbr>", str(escape(text))))
 
 
-def _section(board: Board, files: Mapping[Path, ResultsFile]) -> Section:
+def _section(board: Board, files: Mapping[Path, ResultsFile]) -> ShownBoard:
     entries = [change.now for change in board.changes if change.now]
     if not entries:
-        return Section(board, board.columns, [], Markup(), {}, [])
+        return ShownBoard(board, board.columns, [], Markup(), {}, [])
     points = pd.concat([entry.points for entry in entries])
     lines = lines_of(points)
     looks = {line.label: line.look for line in lines} if len(lines) <= MAX_LINES else {}
     wrong = [(entry.method, *found) for entry in entries if (found := _wrong_answers(entry))]
-    return Section(board, board.columns, _about(points, files), _inline_figure(points), looks, wrong)
+    return ShownBoard(board, board.columns, _about(points, files), _inline_figure(points), looks, wrong)
 
 
 def _about(points: pd.DataFrame, files: Mapping[Path, ResultsFile]) -> list[str]:

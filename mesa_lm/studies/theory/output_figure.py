@@ -86,17 +86,11 @@ def output_figure(parameters: Parameters, found: list[OutputCurve]) -> Figure:
     axes.yaxis.set_major_locator(FixedLocator([threshold + step for step in steps]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda o, _: f"{o:g}"))
     axes.set_ylim(threshold - 1.25, threshold + 1.1 * max_length)
-    side = "right" if max_length**2 > length else "left"  # of the text, so that it stays inside the axes
-    for text, place, shift, how in (
-        (f"threshold H = {threshold:g}", (1, threshold), (4, 3), {"ha": "left", "va": "bottom"}),
-        (
-            f"M = {max_length}",
-            (max_length, axes.get_ylim()[1]),
-            (4 if side == "left" else -4, -3),
-            {"ha": side, "va": "top"},
-        ),
-    ):
-        axes.annotate(text, place, shift, textcoords="offset points", color=MUTED, **how)
+    beside: dict[str, Any] = {"textcoords": "offset points", "color": MUTED}
+    axes.annotate(f"threshold H = {threshold:g}", (1, threshold), (4, 3), **beside)
+    # On the side of the line that has room.
+    shift, side = (-4, "right") if max_length**2 > length else (4, "left")
+    axes.annotate(f"M = {max_length}", (max_length, axes.get_ylim()[1]), (shift, -3), ha=side, va="top", **beside)
     axes.set_xlabel("t (tokens)")
     axes.set_ylabel("output o_t")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
