@@ -44,13 +44,14 @@ def leaderboard(
     for suffix, path in wanted.items():
         if path is not None and path.suffix != suffix:
             raise UsageError(f"--{suffix[1:]} needs a file that ends in {suffix}, found {path}")
-    ranked = rank(read(results))
+    found = read(results)
+    ranked = rank(found)
     if not ranked:
         raise UsageError("no metric whose larger values are better in these results; a leaderboard ranks by one")
     changed = changes(ranked, rank(read(baseline)) if baseline else [])
     paths = [path for path in wanted.values() if path is not None]
     for path in paths:
-        save_leaderboard(changed, path)
+        save_leaderboard(changed, path, found.files)
         print(path)
     if not paths:
         print(render_markdown(changed), end="")
