@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from itertools import groupby, islice
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mesa_lm.errors import UsageError
 from mesa_lm.lengths import length_label
 from mesa_lm.reporting.changes import Change
 from mesa_lm.reporting.costs import COSTS, RANKED_COSTS, Cost
@@ -115,7 +117,7 @@ def render_json(changes: Sequence[Change]) -> str:
     rows = []
     for change in changes:
         entry, before = change.entry, change.before
-        columns = [field.name for field in fields(entry) if field.name not in ("points", "losses")]
+        columns = [field.name for field in fields(entry) if field.name not in ("points", "losses", "scores")]
         rows.append(
             {
                 **{name: getattr(entry, name) for name in [*columns, "metric", "train_length"]},
@@ -194,8 +196,11 @@ def _markdown_row(change: Change, board: Board, compared: bool) -> dict[str, str
 
 def _wrong_answers(entry: Entry) -> tuple[int, list[Answer]] | None:
     """Return the shortest length that has wrong answers, and some of them; None where there are none."""
+    if not entry.higher_is_better:
+        return None
     for measured in measurements(entry.points):
         wrong = (one for one in answers(measured) if isinstance(one.score, int | float) and one.score < 1)
-        if shown := list(islice(wrong, WRONG_ANSWERS)):
-            return measured.length, shown
+        with suppress(UsageError):  # a damaged file, which the entry's problems name
+            if shown := list(islice(wrong, WRONG_ANSWERS)):
+                return measured.length, shown
     return None

@@ -12,6 +12,7 @@ from made_results import report, save
 import mesa_lm
 from mesa_lm.cli import main as cli_main
 from mesa_lm.cli.methods import describe
+from mesa_lm.errors import UsageError
 from mesa_lm.methods.parameters import declared, parameter
 
 COMMANDS = typer.main.get_command(cli_main.app).commands
@@ -40,6 +41,52 @@ def test_plot_names_the_picture_after_task_and_metric(tmp_path: Path, monkeypatc
 
     assert run("plot", path).stdout == "keys_acc.png\n"
     assert (tmp_path / "keys_acc.png").exists()
+
+
+def test_plot_takes_nll_where_there_is_no_acc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "results_1.json", report({512: 2.5, 1024: 2.75}, metric="nll", task="text"))
+    monkeypatch.chdir(tmp_path)
+
+    assert run("plot", tmp_path).stdout == "text_nll.png\n"
+    with pytest.raises(UsageError, match="unknown metric 'acc'"):
+        run("plot", tmp_path, "--metric", "acc")
+
+
+@pytest.mark.parametrize("options", [("--by", "position", "--metric", "acc"), ("--length", "512")])
+def test_plot_refuses_options_that_it_would_ignore(tmp_path: Path, options: tuple[str, ...]) -> None:
+    path = accuracies(tmp_path / "results_1.json", {512: 1.0})
+
+    with pytest.raises(UsageError, match="--by position"):
+        run("plot", path, *options)
+
+
+@pytest.mark.parametrize("command", ["plot", "leaderboard"])
+def test_damaged_files_are_left_out_named_and_give_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    accuracies(tmp_path / "in" / "results_1.json", {512: 1.0})
+    (tmp_path / "in" / "results_2.json").write_text('{"results": {')
+    accuracies(tmp_path / "in" / "results_3.json", {512: 1.75}, method="origin")
+    out = {"plot": ("--out", "x.png"), "leaderboard": ("--html", "x.html")}[command]
+
+    done = run(command, "in", *out)
+
+    assert done.exit_code == 1 and (tmp_path / out[1]).stat().st_size > 1000
+    broken, beyond = done.stderr.splitlines()
+    assert broken.startswith("damaged, left out: in/results_2.json: not readable as JSON: ")
+    assert beyond == "damaged, left out: in/results_3.json: acc of keys_512 must be 0 to 1, found 1.75"
+    (tmp_path / out[1]).unlink()
+    with pytest.raises(UsageError, match="^in/results_2.json: not readable"):
+        run(command, "in", *out, "--strict")
+    assert not (tmp_path / out[1]).exists()
+
+
+def test_nothing_but_damaged_files_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text("{")
+    with pytest.raises(UsageError, match=r"a.json: not readable as JSON: .* \(and 1 more damaged files\)"):
+        run("leaderboard", tmp_path)
 
 
 def test_wrong_input_gives_one_line_and_status_2(tmp_path: Path) -> None:
@@ -124,7 +171,7 @@ def test_help_names_every_command() -> None:
 
     assert set(named) >= COMMANDS.keys()
     modules = {path.stem for path in Path(cli_main.__file__).parent.glob("*.py")}
-    assert modules - {"__init__", "main", "extras"} == COMMANDS.keys()
+    assert modules - {"__init__", "main", "extras", "damage"} == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
