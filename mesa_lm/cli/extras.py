@@ -20,4 +20,6 @@ def pipelines_needed() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == "mesa_lm":
+            raise  # a fault of ours, which no installation mends
         raise UsageError(f'this command needs {error.name}: pip install "mesa-lm[pipelines]"') from error
