@@ -13,6 +13,7 @@ from mesa_lm.errors import UsageError, unknown_name
 from mesa_lm.lengths import parse_length
 
 DEFAULT_SHAPE = "tiny-6x512"
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 DEFAULT_METHODS = ["stock", "origin", "mesa"]
 
 
@@ -63,6 +64,8 @@ def bench(
     before they are loaded. `mesa-lm plot OUT --metric
     prefill_s` (or decode_s, peak_bytes) draws the results.
     """
+    if device.partition(":")[0] not in DEVICES:
+        raise UsageError(unknown_name("device", device, (*DEVICES, "cuda:1")))
     chosen = [_method(text) for text in _names(method or DEFAULT_METHODS)]
     counts = [_positive("lengths", text) for text in _listed("lengths", lengths)]
     sizes = [_positive("batches", text) for text in _listed("batches", batches)]
@@ -134,9 +137,14 @@ def _names(given: list[str]) -> list[str]:
 
 def _method(text: str) -> tuple[str, dict[str, Any]]:
     """Read `name` or `name,parameter=value,...`, values as in lm-eval's --model_args."""
+    name, comma, options = text.partition(",")
+    given = [part.partition("=") for part in options.split(",")] if comma else []
+    for parameter, equals, value in given:
+        if not (parameter.strip() and equals and value.strip()):
+            raise UsageError(f"--method must be NAME or NAME,parameter=value,..., found {text!r}")
+    refuse_duplicates(f"--method {name}", (parameter.strip() for parameter, _, _ in given))
     from lm_eval.utils import simple_parse_args_string
 
-    name, _, options = text.partition(",")
     return name, simple_parse_args_string(options)
 
 

@@ -86,7 +86,7 @@ def _check_run(content: Mapping[str, Any]) -> None:
     arguments = config.get("model_args")
     _must(arguments is None or isinstance(arguments, dict | str), "model_args", "an object or a text", arguments)
     described = _optional(config, "mesa_lm", dict, "mesa_lm", "an object") or {}
-    for name in ("method", "pretrained"):
+    for name in ("method", "pretrained", "commit"):
         _optional(described, name, str, f"mesa_lm.{name}", "a text")
     _optional(described, "parameters", dict, "mesa_lm.parameters", "an object")
     for name, least in (("train_length", 1), ("truncated_samples", 0)):
