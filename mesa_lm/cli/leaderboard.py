@@ -40,7 +40,7 @@ def leaderboard(
     from mesa_lm.errors import UsageError
     from mesa_lm.reporting.changes import changes
     from mesa_lm.reporting.leaderboard_files import render_markdown, save_leaderboard
-    from mesa_lm.reporting.ranking import rank
+    from mesa_lm.reporting.ranking import rank, unable_tasks
     from mesa_lm.reporting.results import read
 
     if fail_on_regression and not baseline:
@@ -64,6 +64,8 @@ def leaderboard(
         print(path)
     if not paths:
         print(render_markdown(changed), end="")
+    for note in unable_tasks(boards[0]):
+        typer.echo(note, err=True)
     regressions = [change for change in changed if change.is_regression]
     for change in regressions:
         entry = change.entry

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mesa_lm.errors import UsageError, unknown_name
-from mesa_lm.lengths import length_label
 from mesa_lm.reporting.costs import OOM_METRIC, is_cost
 from mesa_lm.reporting.lm_eval_files import Measurement
+from mesa_lm.reporting.ranking import unable_text
 from mesa_lm.reporting.results import Results, measurements, read
 from mesa_lm.reporting.samples import NotComparableError, has_samples, samples_path, scores
 from mesa_lm.reporting.statistics import Interval, paired_test
@@ -119,14 +119,6 @@ def unable_tasks(rows: Iterable[Comparison]) -> Iterator[str]:
         members = list(group)
         if not any(row.first or row.second for row in members):
             yield unable_text(model, task, metric, members[0].train_length or 0)
-
-
-def unable_text(model: str, task: str, metric: str, train_length: int) -> str:
-    """Return what is to be said of a model that scores 0 on a task within its training length."""
-    return (
-        f"{model} cannot do {task} within its training length of {length_label(train_length)} tokens ({metric} is 0): "
-        "longer inputs say nothing of the methods"
-    )
 
 
 def _pairs(first: Results, second: Results) -> Iterator[tuple[Measurement, Measurement]]:

@@ -1,7 +1,8 @@
 """Rank the methods of each model and task by how far they carry it."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -172,6 +173,31 @@ def effective_length(points: pd.DataFrame, unmeasured: Iterable[int] = ()) -> in
     works = kept & (points.length <= gap)
     reached = points.length[works.cummin()]
     return None if reached.empty else int(reached.max())
+
+
+def unable_tasks(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield, for each task on which no method of a model scores within the training length, that this is so.
+
+    Args:
+        entries: By model and task, as `rank` returns them.
+    """
+    for (model, task), group in groupby(entries, key=lambda entry: (entry.model, entry.task)):
+        members = list(group)
+        first = members[0]
+        if first.train_length is None or not first.higher_is_better:
+            continue
+        points = pd.concat([entry.points for entry in members])
+        within = points.value[points.length <= first.train_length]
+        if len(within) and not within.any():
+            yield unable_text(model, task, first.metric, first.train_length)
+
+
+def unable_text(model: str, task: str, metric: str, train_length: int) -> str:
+    """Return what is to be said of a model that scores 0 on a task within its training length."""
+    return (
+        f"{model} cannot do {task} within its training length of {length_label(train_length)} tokens ({metric} is 0): "
+        "longer inputs say nothing of the methods"
+    )
 
 
 def mean_over(points: pd.DataFrame) -> float | None:

@@ -148,17 +148,9 @@ OPTIONS = {
     "methods": ("--json", "--families"),
     "track": ("--project", "--group", "--entity", "--folder", "--mode"),
     "bench": (
-        "--shape",
-        "--method",
-        "--lengths",
-        "--dtype",
-        "--batches",
-        "--repeats",
-        "--steps",
-        "--device",
-        "--threads",
-    )
-    + ("--memory-limit", "--json", "--no-memory"),
+        *("--shape", "--method", "--lengths", "--dtype", "--batches", "--repeats", "--steps", "--device", "--threads"),
+        *("--memory-limit", "--json", "--no-memory"),
+    ),
     "probe": ("--method", "--word", "--text", "--multiple", "--layers", "--top", "--samples", "--results", "--json"),
     "theory": ("-M", "-N", "-E", "-H"),
 }

@@ -4,7 +4,7 @@ import pytest
 from made_results import line, ranked, save_results
 
 from mesa_lm.reporting.changes import changes
-from mesa_lm.reporting.ranking import effective_length, rank
+from mesa_lm.reporting.ranking import effective_length, rank, unable_tasks
 from mesa_lm.reporting.results import read
 
 
@@ -173,3 +173,12 @@ def test_damaged_samples_are_a_problem_of_the_entry(tmp_path):
         assert [entry.p_best for entry in entries] == [None, None]
         assert [len(entry.problems) for entry in entries] == [0, 1]
         assert str(path) in entries[1].problems[0] and message in entries[1].problems[0]
+
+
+def test_a_task_that_no_method_can_do_within_t_is_said_to_be_so(tmp_path):
+    entries = ranked(tmp_path, {"a": {512: 0, 1024: 0}, "b": {512: 0, 1024: 3}})
+    assert list(unable_tasks(entries)) == [
+        "org/base cannot do keys within its training length of 512 tokens (acc is 0): longer inputs say nothing of the "
+        "methods"
+    ]
+    assert list(unable_tasks(ranked(tmp_path, {"c": {512: 1}}))) == []
