@@ -16,15 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import wandb
 
 from mesa_lm.errors import UsageError
 from mesa_lm.pipelines.secrets import without_secrets
 from mesa_lm.pipelines.wandb_content import log_leaderboard, log_method
-from mesa_lm.reporting.files import write_atomically
-from mesa_lm.reporting.ranking import rank
+from mesa_lm.reporting.files import make_folder, write_atomically
+from mesa_lm.reporting.ranking import Entry, rank
 from mesa_lm.reporting.results import Results, read
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,25 @@ class Target:
     tags: tuple[str, ...] = ()
     mode: str | None = None
 
+    def check(self) -> None:
+        """Check names and folder before anything is read or logged.
+
+        Raises:
+            UsageError: W&B does not allow one of the names, the mode is unknown, or the folder cannot be written to.
+        """
+        _ = self.resolved_mode
+        for name, value in (("project", self.project), ("group", self.group), ("entity", self.entity)):
+            if value is not None and not value.strip():
+                raise UsageError(f"W&B {name} must not be empty")
+            try:
+                wandb.Settings(**{"run_group" if name == "group" else name: value})
+            except (wandb.errors.Error, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"W&B {name} {value!r} cannot be used: {reason}") from None
+        make_folder(self.folder)
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{self.folder}: cannot be written to; give another --folder")
+
     @property
     def resolved_mode(self) -> str:
         """The mode to log in: never online without an API key, for which W&B would ask."""
@@ -68,6 +87,22 @@ class Target:
         if mode == "online":
             logger.warning("W&B: no API key is known (WANDB_API_KEY, wandb login); logging offline")
         return "offline"
+
+
+class Logged(NamedTuple):
+    """Say what became of the runs that some results are logged as.
+
+    Attributes:
+        done: The names of those that were logged.
+        unchanged: Of those that had been logged before.
+        failed: Of those that could not be logged.
+        problems: For each damaged file of results or samples what is wrong with it.
+    """
+
+    done: list[str]
+    unchanged: list[str]
+    failed: list[str]
+    problems: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +121,7 @@ class _PlannedRun:
         return _digest(target.project, target.group, self.job_type, *self.parts)[:16]
 
 
-def log_results(paths: Iterable[Path], target: Target) -> list[str]:
+def log_results(paths: Iterable[Path], target: Target) -> Logged:
     """Log every model and method of some results, and the leaderboard.
 
     What was logged before and has not changed is not logged again. A failure of W&B is logged as a warning and never
@@ -97,27 +132,29 @@ def log_results(paths: Iterable[Path], target: Target) -> list[str]:
         target: Where to log.
 
     Returns:
-        The names of the runs that were logged.
+        What was logged and what was not.
 
     Raises:
         UsageError: The results cannot be read, or the mode is unknown.
     """
     mode = target.resolved_mode
+    logged = Logged([], [], [], [])
     if mode == "disabled":
-        return []
-    logged = []
-    for run in _planned_runs(read(paths)):
-        done, mode = _log_once(target, mode, run)
-        if done:
-            logged.append(run.name)
-            if run.job_type == "leaderboard" and mode == "online":
-                update_report(target)
+        logger.warning("W&B is disabled (WANDB_MODE): nothing is logged")
+        return logged
+    results = read(paths)
+    entries = rank(results)
+    logged.problems.extend([*results.problems, *(problem for entry in entries for problem in entry.problems)])
+    for run in _planned_runs(results, entries):
+        state, mode = _log_once(target, mode, run)
+        getattr(logged, state).append(run.name)
+        if state == "done" and run.job_type == "leaderboard" and mode == "online":
+            update_report(target)
     return logged
 
 
-def _planned_runs(results: Results) -> Iterator[_PlannedRun]:
+def _planned_runs(results: Results, entries: Sequence[Entry]) -> Iterator[_PlannedRun]:
     """Yield the runs that some results are logged as: one per model and method, and the leaderboard."""
-    entries = rank(results)
     for model, method in results.table[["model", "method"]].drop_duplicates().itertuples(index=False, name=None):
         own = results.where(model=model, method=method)
         board = [entry for entry in entries if (entry.model, entry.method) == (model, method)]
@@ -136,16 +173,16 @@ def _planned_runs(results: Results) -> Iterator[_PlannedRun]:
         yield _PlannedRun(name="leaderboard", job_type="leaderboard", content=rows, log=log)
 
 
-def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[bool, str]:
+def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[Literal["done", "unchanged", "failed"], str]:
     """Log one run in full unless the same was logged before.
 
     Returns:
-        Whether it was logged, and the mode for the next: offline once W&B could not be reached, as one wait is enough.
+        What became of it, and the mode for the next: offline once W&B could not be reached, as one wait is enough.
     """
     run_id = run.id_in(target)
     digest = _digest(mode, *run.content)
     if (_read_state(target.folder).get(run_id) or {}).get("digest") == digest:
-        return False, mode
+        return "unchanged", mode
     earlier = _folders(target, run_id)
     try:
         _write_run(target, mode, run_id, run)
@@ -153,7 +190,7 @@ def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[bool, str]:
         told = f"{type(error).__name__}: {error}"
         if isinstance(error, TimeoutError):  # what was sent is not known, and its folder is still in use
             logger.warning("W&B: %s was not sent in time (%s); logging the others offline", run.name, told)
-            return False, "offline"
+            return "failed", "offline"
         for folder in _folders(target, run_id) - earlier:
             shutil.rmtree(folder, ignore_errors=True)  # half of a run must never be synced
         if mode == "online" and isinstance(error, OUTAGES):
@@ -161,12 +198,12 @@ def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[bool, str]:
             wandb.teardown()  # its service holds on to the id of the run that failed
             return _log_once(target, "offline", run)
         logger.warning("W&B: %s was not logged (%s); results are on disk", run.name, told)
-        return False, mode
+        return "failed", mode
     for folder in earlier:
         # Syncing two folders of one run would leave in W&B whichever came last.
         shutil.rmtree(folder, ignore_errors=True)
     _write_state(target.folder, _read_state(target.folder) | {run_id: {"name": run.name, "digest": digest}})
-    return True, mode
+    return "done", mode
 
 
 def _folders(target: Target, run_id: str) -> set[Path]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import wandb
 
+from mesa_lm.errors import UsageError
 from mesa_lm.pipelines.secrets import without_secrets
 from mesa_lm.reporting.costs import RANKED_COSTS
 from mesa_lm.reporting.ranking import Entry
@@ -69,9 +71,10 @@ def _log_samples(run: Any, results: Results) -> None:
     table = wandb.Table(columns=["task", "length", "metric", "score", "expected", "found"])
     for row in measurements(results.table.drop_duplicates("name")):
         scored = (answer for answer in answers(row) if isinstance(answer.score, int | float))
-        for answer in islice(scored, SAMPLES):
-            texts = (text[:SAMPLE_LENGTH] for text in (answer.expected, answer.found))
-            table.add_data(row.task, row.length, row.metric, float(answer.score), *texts)
+        with suppress(UsageError):  # a damaged file; `track` names it
+            for answer in islice(scored, SAMPLES):
+                texts = (text[:SAMPLE_LENGTH] for text in (answer.expected, answer.found))
+                table.add_data(row.task, row.length, row.metric, float(answer.score), *texts)
     if table.data:
         run.log({"samples": table})
 
@@ -117,7 +120,7 @@ def _throughput(results: Results) -> dict[str, float]:
     for path, file in results.files.items():
         try:
             seconds += float(file.content["total_evaluation_time_seconds"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
         rows = results.table[results.table.source == path]
         tasks = rows.groupby("name")[["length", "samples"]].max().fillna(0)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mesa_lm.cli.options import refuse_duplicates
+from mesa_lm.cli.progress import shown_progress
 from mesa_lm.errors import UsageError
 
 DEFAULT_WORD = "hello"
@@ -50,15 +52,15 @@ def probe(
     """
     if word is not None and text is not None:
         raise UsageError("probe: give --word or --text, not both")
-    from rich.console import Console
+    refuse_duplicates("--method", method or [])
+    with shown_progress() as progress:
+        progress("loading the model")
+        from mesa_lm.reporting.files import make_folder, save_file
+        from mesa_lm.studies.probe.figures import save_figures
+        from mesa_lm.studies.probe.findings import print_findings
+        from mesa_lm.studies.probe.probe_model import probe_model
 
-    from mesa_lm.reporting.files import make_folder, save_file
-    from mesa_lm.studies.probe.figures import save_figures
-    from mesa_lm.studies.probe.findings import print_findings
-    from mesa_lm.studies.probe.probe_model import probe_model
-
-    make_folder(out)
-    with Console(stderr=True).status("loading the model") as status:
+        make_folder(out)
         findings = probe_model(
             model=model,
             names=method or [],
@@ -69,7 +71,7 @@ def probe(
             top=top,
             samples=samples,
             results=results,
-            progress=status.update,
+            progress=progress,
         )
     saved = json.dumps(findings.as_json(), indent=2)
     save_file(out / "probe.json", saved + "\n")

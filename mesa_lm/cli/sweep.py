@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mesa_lm.cli.extras import pipelines_needed
+from mesa_lm.cli.extras import pipelines_needed, print_example
 from mesa_lm.lengths import length_label
 
 if TYPE_CHECKING:
@@ -38,6 +38,15 @@ def sweep(
     tokens_per_s: Annotated[
         float, typer.Option(min=1, help="Tokens per second and GPU, for the estimate of --dry-run.")
     ] = 5000.0,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            callback=print_example,
+            is_eager=True,
+            help="Print a sweep file to begin with, such as demo, and exit.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Evaluate models x methods x tasks x lengths on a Ray cluster.
 

@@ -62,7 +62,7 @@ def render_json(changes: Sequence[Change]) -> str:
     rows = []
     for change in changes:
         entry, before = change.entry, change.before
-        columns = [field.name for field in fields(entry) if field.name not in ("points", "losses")]
+        columns = [field.name for field in fields(entry) if field.name not in ("points", "losses", "scores")]
         rows.append(
             {
                 **{name: getattr(entry, name) for name in [*columns, "metric", "train_length"]},

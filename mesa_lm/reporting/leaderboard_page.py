@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mesa_lm.errors import UsageError
 from mesa_lm.lengths import length_label
 from mesa_lm.reporting.changes import Change
 from mesa_lm.reporting.figure_style import GRID, INK, MAX_LINES, MUTED, PAPER, Look, counted, figure_bytes, lines_of
@@ -144,8 +146,11 @@ def _inline_figure(points: pd.DataFrame) -> Markup:
 
 def _wrong_answers(entry: Entry) -> tuple[int, list[Answer]] | None:
     """Return the shortest length that has wrong answers, and some of them; None where there are none."""
+    if not entry.higher_is_better:
+        return None
     for measured in measurements(entry.points):
         wrong = (one for one in answers(measured) if isinstance(one.score, int | float) and one.score < 1)
-        if shown := list(islice(wrong, WRONG_ANSWERS)):
-            return measured.length, shown
+        with suppress(UsageError):  # a damaged file, which the entry's problems name
+            if shown := list(islice(wrong, WRONG_ANSWERS)):
+                return measured.length, shown
     return None

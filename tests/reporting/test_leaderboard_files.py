@@ -48,7 +48,7 @@ def test_tables_and_files(results, tmp_path):
     paths = {suffix: tmp_path / "out" / f"board.{suffix}" for suffix in ("html", "md", "csv", "json")}
     run(results, *(part for suffix, path in paths.items() for part in (f"--{suffix}", path)))
     assert paths["md"].read_text() == run(results).output
-    assert "| 3 | origin | 512 | 0.556 (0.417 to 0.694) | 0.016 | 1.000 | 0.111 |" in paths["md"].read_text()
+    assert "| 3 | origin | 512 | 0.556 (0.392 to 0.719) | 0.016 | 1.000 | 0.111 |" in paths["md"].read_text()
     rows = list(csv.DictReader(paths["csv"].open()))
     assert [(row["method"], row["length"], row["value"][:4]) for row in rows[-2:]] == [
         ("origin", "512", "1.0"),
@@ -257,7 +257,7 @@ def test_wrong_usage_is_refused(results, tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             run(*arguments)
-    losses = tmp_path / "losses"
-    save_results(losses, "mesa", {512: {"x": 2.0}}, metric="nll")
-    with pytest.raises(UsageError, match="no metric whose larger values are better"):
-        run(losses)
+    costs = tmp_path / "costs"
+    save_results(costs, "mesa", {512: {"x": 2.0}}, metric="prefill_s")
+    with pytest.raises(UsageError, match="nothing to rank in these results: found only costs"):
+        run(costs)

@@ -15,7 +15,7 @@ from mesa_lm.reporting.lm_eval_files import DEMO_NAME
 from mesa_lm.studies.probe.findings import Findings
 from mesa_lm.studies.probe.measure import Subject, lengths_up_to, passkey_curves, saved_passkey_curves, tail_curves
 from mesa_lm.studies.probe.predict import find_jumps
-from mesa_lm.studies.probe.profile import chosen_layers, decoder_layers, record
+from mesa_lm.studies.probe.profile import chosen_layers, record
 
 
 def probe_model(
@@ -56,13 +56,13 @@ def probe_model(
     with one_line_errors("model", source):
         config = AutoConfig.from_pretrained(source)
     train_length = train_length_of(config)
+    numbers = chosen_layers(layers, config.get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer({"pretrained": source})
     length = multiple * train_length
     tokens = repeated_tokens(tokenizer, word, length) if text is None else file_tokens(tokenizer, text, length)
     passkey = {} if results is None else saved_passkey_curves(results, list(chosen), train_length)
     with one_line_errors("model", source):
         loaded = AutoModelForCausalLM.from_pretrained(source).eval()
-    numbers = chosen_layers(layers, len(decoder_layers(loaded)))
     profiles = {}
     for name, method in chosen.items():
         progress(f"recording hidden states under {name}")
