@@ -43,6 +43,8 @@ def probe(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and probe.json.")] = Path("probe"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: cuda if there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 ...; auto: as the weights are.")] = "auto",
     in_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Predict from hidden states at which length each method fails, and measure it.
@@ -71,6 +73,8 @@ def probe(
             top=top,
             samples=samples,
             results=results,
+            device=device,
+            dtype=dtype,
             progress=progress,
         )
     saved = json.dumps(findings.as_json(), indent=2)

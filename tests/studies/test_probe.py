@@ -260,7 +260,7 @@ def test_command_writes_everything(saved_model: Path, tmp_path: Path, monkeypatc
     assert (saved["train_length"], saved["length"], saved["agreement"]) == (T, 2 * T, {})
     assert (tmp_path / "probe_heat.svg").exists()
 
-    shown = invoke(*options, "--method", "mesa", "--layers", "1").stdout
+    shown = invoke(*options, "--method", "mesa", "--layers", "1", "--device", "cpu", "--dtype", "bfloat16").stdout
     assert "origin" in shown and "mesa" in shown and "rerope" not in shown
     assert shown.count("not measured") == 4
 
@@ -274,6 +274,9 @@ def test_wrong_input_is_told_in_one_line(saved_model: Path, tmp_path: Path) -> N
         (UsageError, "--word or --text, not both", ("--word", "a", "--text", tmp_path / "x")),
         (UsageError, "cannot be read", ("--text", tmp_path / "x")),
         (UsageError, "no such file", ("--results", tmp_path / "x")),
+        (UsageError, r"unknown device 'cdu'; did you mean 'cpu'", ("--device", "cdu")),
+        (UsageError, "device 'cpu:1' is not on this machine", ("--device", "cpu:1")),
+        (UsageError, "dtype must be auto or one of float32", ("--dtype", "float17")),
     ):
         with pytest.raises(error, match=message) as raised:
             invoke(*options, *wrong)
