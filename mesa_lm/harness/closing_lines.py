@@ -36,13 +36,25 @@ def closing_lines(evaluation: Evaluation, saved: Path | None) -> tuple[str, str]
     other = "origin" if method != "origin" else "mesa"
     said = "the same without extrapolation" if other == "origin" else "the same, extrapolated"
     given = dict(evaluation.arguments.get("model_args") or {})
-    own = {name: value for name, value in given.items() if name not in about["parameters"]} | {"method": other}
+    own = {name: value for name, value in given.items() if name not in (*about["parameters"], "token")} | {
+        "method": other
+    }
     command = f"--model_args {','.join(f'{name}={value}' for name, value in own.items())}"
-    drawn = f"`mesa-lm plot {saved.parent}` draws it" if saved else "--output_path FOLDER keeps it for `mesa-lm plot`"
+    drawn = (
+        f"`mesa-lm plot {_given_folder(evaluation)}` draws it"
+        if saved
+        else "--output_path FOLDER keeps it for `mesa-lm plot`"
+    )
     return (
         f"Shown: {shown}; method {method} on {model}{trained}.",
         f"Next: {command} shows {said}; {drawn}.",
     )
+
+
+def _given_folder(evaluation: Evaluation) -> Path:
+    """Return the folder that the user gave, in which lm-eval makes one for each model."""
+    path = Path(evaluation.arguments["evaluation_tracker"].output_path)
+    return path.parent if path.suffix == ".json" else path
 
 
 def _shown_tasks(results: Mapping[str, Any]) -> list[str]:
@@ -59,5 +71,6 @@ def _shown_tasks(results: Mapping[str, Any]) -> list[str]:
         least, most = min(found), max(found)
         span = f"{least} tokens" if least == most else f"{len(found)} lengths from {least} to {most} tokens"
         counts = " to ".join(str(n) for n in sorted({min(samples[group]), max(samples[group])}))
-        told.append(f"{group} at {span}, {counts} samples {'each' if least != most else ''}".rstrip())
+        counted = f"{counts} sample{'' if counts == '1' else 's'}"
+        told.append(f"{group} at {span}, {counted}{' each' if least != most else ''}")
     return told

@@ -213,8 +213,12 @@ def test_what_would_be_ignored_or_fail_late_is_refused(options: dict, message: s
 
 
 def test_options_of_other_tasks_are_theirs(folder: str) -> None:
-    tasks = [TASK, {"task": "own", "custom_dataset": lambda **_: pytest.skip("reached"), "test_split": "test"}]
-    run(model="mesa-hf", model_args={"pretrained": folder, **MODEL}, tasks=tasks, metadata={"banana": 3})
+    def documents(*, banana: int, **options: object) -> None:
+        raise LookupError(f"reached with {banana}")
+
+    tasks = [TASK, {"task": "own", "custom_dataset": documents, "test_split": "test"}]
+    with pytest.raises(LookupError, match="reached with 3"):
+        run(model="mesa-hf", model_args={"pretrained": folder, **MODEL}, tasks=tasks, metadata={"banana": 3})
 
 
 @pytest.mark.parametrize("option", ["output_path", "use_cache"])

@@ -138,8 +138,8 @@ def test_saved_results_are_named(command: Any) -> None:
     (saved,) = Path("out").glob("*/results_*.json")
     assert ended.status == 0
     assert ended.out.splitlines()[-2:] == [
-        "Shown: passkey_long at 512 tokens, 1 samples; method origin on the demo model, trained on 512 tokens.",
-        f"Next: --model_args method=mesa shows the same, extrapolated; `mesa-lm plot {saved.parent}` draws it.",
+        "Shown: passkey_long at 512 tokens, 1 sample; method origin on the demo model, trained on 512 tokens.",
+        "Next: --model_args method=mesa shows the same, extrapolated; `mesa-lm plot out` draws it.",
     ]
     assert json.loads(saved.read_text())["results"]["passkey_long_512"]["sample_len"] == 1
 
