@@ -145,7 +145,7 @@ def _check_texts(content: Mapping[str, Any]) -> None:
     while parts:
         part, depth = parts.pop()
         if isinstance(part, str):
-            _must(_is_writable(part), "a text", "of whole Unicode characters", part)
+            _must(is_writable(part), "a text", "of whole Unicode characters", part)
         elif isinstance(part, dict | list):
             _must(depth < DEPTH_LIMIT, "the nesting", f"at most {DEPTH_LIMIT} levels", "more")
             below = [*part, *part.values()] if isinstance(part, dict) else part
@@ -170,10 +170,11 @@ def _names(content: Mapping[str, Any]) -> Iterator[Any]:
             yield described
 
 
-def _is_writable(text: str) -> bool:
+def is_writable(text: str) -> bool:
+    """Return whether a text is of whole Unicode characters; JSON can spell half of a pair."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a pair, as JSON can spell it
+    except UnicodeEncodeError:
         return False
     return True
 

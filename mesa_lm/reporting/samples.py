@@ -11,6 +11,7 @@ import pandas as pd
 from mesa_lm.errors import UsageError
 from mesa_lm.reporting import statistics
 from mesa_lm.reporting.aggregations import AGGREGATIONS, Numbers
+from mesa_lm.reporting.file_checks import is_writable
 from mesa_lm.reporting.lm_eval_files import Measurement
 from mesa_lm.reporting.results import measurements
 
@@ -83,7 +84,7 @@ def answers(measured: Measurement) -> Iterator[Answer]:
                 response = record.get("filtered_resps")
                 while isinstance(response, list) and response:
                     response = response[0]
-                yield Answer(
+                answer = Answer(
                     sample=f"{record.get('doc_hash')}-{record.get('target_hash')}",
                     doc_id=record.get("doc_id", 0),
                     line=number,
@@ -91,6 +92,9 @@ def answers(measured: Measurement) -> Iterator[Answer]:
                     expected=str(record.get("target")),
                     found=str(response),
                 )
+                if not is_writable(answer.sample + answer.expected + answer.found):
+                    raise UsageError(f"{path}, line {number}: a text must be of whole Unicode characters")
+                yield answer
 
 
 def scores(measured: Measurement) -> Scores:

@@ -166,6 +166,10 @@ def test_damaged_samples_are_a_problem_of_the_entry(tmp_path):
         (b"\xff\xfe", "line 1: not readable as JSON"),
         (b"[" * 100_000, "line 1: not readable as JSON"),
         (b'{"doc_id": "x"}', "line 1: a sample must be a JSON object with a whole number as doc_id"),
+        (
+            b'{"doc_id": 0, "filter": "none", "acc": 1.0, "target": "\\ud800"}',
+            "line 1: a text must be of whole Unicode characters",
+        ),
         (b"", "20 samples expected for acc, found 0"),
     ):
         path.write_bytes(content)

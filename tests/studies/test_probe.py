@@ -110,7 +110,7 @@ def test_decoder_layers_in_order_and_a_model_without_them() -> None:
 
 def test_chosen_layers() -> None:
     assert chosen_layers(None, 3) == [0, 1, 2]
-    assert chosen_layers("2, 0,2", 3) == [0, 2]
+    assert chosen_layers("2, 0", 3) == [0, 2]
     for wrong in ("3", "-1", "x", "", "0;1"):
         with pytest.raises(UsageError, match=f"from 0 to 2, separated by commas; found '{wrong}'"):
             chosen_layers(wrong, 3)
