@@ -15,6 +15,7 @@ from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from mesa_lm.errors import UsageError
+from mesa_lm.harness.sources import task_digest
 from mesa_lm.harness.task_manager import TaskManager
 from mesa_lm.pipelines.settings import ModelEntry, Sweep, TaskEntry
 
@@ -43,6 +44,11 @@ class EntryTaskManager(TaskManager):
         if all(name in tasks for name in names):
             return {"tasks": {name: tasks[name] for name in names}, "groups": {}, "group_map": {}}
         return self._whole
+
+    def sources(self, name: str) -> str:
+        """Return a digest of the sources of a task; empty for one that has no file."""
+        entry = self.task_index.get(name)
+        return task_digest(Path(entry.yaml_path)) if entry is not None and entry.yaml_path else ""
 
 
 def entry_task_manager(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> EntryTaskManager:

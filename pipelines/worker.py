@@ -22,7 +22,7 @@ from mesa_lm.pipelines.entry_tasks import entry_task_manager
 from mesa_lm.pipelines.lm_eval_output import printed_to
 from mesa_lm.pipelines.outcome import ShardReport
 from mesa_lm.pipelines.settings import Sweep
-from mesa_lm.pipelines.shard_keys import documents_digest
+from mesa_lm.pipelines.shard_keys import documents_digest, evaluation_digest
 from mesa_lm.pipelines.shards import Shard
 from mesa_lm.pipelines.store import Store
 
@@ -44,6 +44,7 @@ class Worker:
             os.chdir(cwd)
         self.sweep, self.model = sweep, sweep.models[model]
         self.store = Store(sweep.out)
+        self._sources = evaluation_digest()  # now: what is edited later is not what this process has imported
         self._lm: MesaHFLM | None = None
         self._method: int | None = None
         torch.set_num_threads(sweep.workers.threads)
@@ -92,6 +93,11 @@ class Worker:
         leaf = manager.load([shard.leaf])["tasks"].get(shard.leaf)  # builds the documents, which is not to be measured
         if leaf is None:
             raise UsageError(f"this node knows no task {shard.leaf!r}; include_path must be on every node")
+        if f"{self._sources} {manager.sources(shard.leaf)}" != shard.sources:
+            raise UsageError(
+                "the sources of mesa-lm or of the task are not those that the sweep was planned with: this node has "
+                "others, or they were edited since; start the sweep again"
+            )
         if documents_digest(leaf, shard.start, shard.stop) != shard.documents:
             raise UsageError(
                 f"{shard.leaf} has other documents here than where the sweep was planned: it draws them at random "

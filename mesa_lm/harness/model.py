@@ -18,6 +18,7 @@ from mesa_lm.errors import ModelError
 from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
 from mesa_lm.harness.model_args import check_store, checked_source, one_line_errors, refused_keyword, split_model_args
 from mesa_lm.harness.scoring import ScoringHFLM
+from mesa_lm.harness.sources import package_commit, package_digest
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
 from mesa_lm.models.attach import extrapolate
@@ -181,6 +182,7 @@ class MesaHFLM(ScoringHFLM):
         info["mesa_lm"] = {
             **described,
             "version": __version__,
+            **package_commit()._asdict(),
             "device": str(self.model.device),  # what was used; lm-eval saves the option
             "dtype": str(self.model.dtype),
             "truncated_samples": self.truncated_samples,
@@ -211,6 +213,7 @@ class MesaHFLM(ScoringHFLM):
                 "dtype": str(self.model.dtype),
                 "weights": weights_digest(self.model),
                 "vocabulary": sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest(),
+                "sources": package_digest(),
                 "version": __version__,
             }
             use_own_table(cache_hook.dbdict, identity)

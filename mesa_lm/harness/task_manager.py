@@ -45,7 +45,7 @@ class _Factory(TaskFactory):
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
         task = super()._build_task(entry, overrides)
-        key_requests_by_content(task)
+        key_requests_by_content(task, entry.yaml_path)
         return task
 
 

@@ -42,6 +42,7 @@ def fake_plan(count: int) -> list[Shard]:
         Shard(
             key=f"{number:012x}",
             documents="",
+            sources="",
             model=0,
             method=0,
             task=0,

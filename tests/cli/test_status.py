@@ -18,7 +18,19 @@ def folder(tmp_path):
     store = Store(tmp_path / "out")
     sweep = Sweep(name="night", out=store.folder, methods=["mesa", {"method": "rerope", "window": 5}], tasks=["t"])
     shards = [
-        Shard(key=key, model=0, method=method, task=0, leaf=leaf, length=7, start=2, stop=4, cost=14, documents="")
+        Shard(
+            key=key,
+            model=0,
+            method=method,
+            task=0,
+            leaf=leaf,
+            length=7,
+            start=2,
+            stop=4,
+            cost=14,
+            documents="",
+            sources="",
+        )
         for key, method, leaf in (("a", 0, "t_7"), ("b", 0, "t_7"), ("c", 1, "t_7"), ("d", 1, "t_9"))
     ]
     store.write("plan", {"sweep": sweep.model_dump(mode="json"), "shards": [asdict(shard) for shard in shards]})

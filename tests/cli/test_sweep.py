@@ -29,7 +29,16 @@ def path(tmp_path):
 
 
 def shards(count):
-    common = {"model": 0, "method": 1, "task": 0, "leaf": "passkey_long_80", "length": 80, "cost": 80, "documents": ""}
+    common = {
+        "model": 0,
+        "method": 1,
+        "task": 0,
+        "leaf": "passkey_long_80",
+        "length": 80,
+        "cost": 80,
+        "documents": "",
+        "sources": "",
+    }
     return [Shard(key=f"k{i}", start=i, stop=i + 1, **common) for i in range(count)]
 
 

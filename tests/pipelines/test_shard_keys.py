@@ -8,7 +8,7 @@ pytest.importorskip("ray")
 from mesa_lm.pipelines import shard_keys
 from mesa_lm.pipelines.entry_tasks import load_leaves
 from mesa_lm.pipelines.settings import ModelEntry, Sweep
-from mesa_lm.pipelines.shard_keys import hub_commit, task_digest, weights_identity
+from mesa_lm.pipelines.shard_keys import asking_digest, hub_commit, weights_identity
 from mesa_lm.pipelines.shards import plan_shards
 
 
@@ -42,10 +42,10 @@ def test_a_task_that_asks_or_scores_otherwise_is_another_one(tmp_path):
     sweep = Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=["passkey_long_512"])
     leaf = load_leaves(sweep, sweep.models[0], sweep.tasks[0])["passkey_long_512"]
     again = load_leaves(sweep, sweep.models[0], sweep.tasks[0])["passkey_long_512"]
-    before = task_digest(leaf)
-    assert task_digest(again) == before
+    before = asking_digest(leaf)
+    assert asking_digest(again) == before
     again.config.generation_kwargs["max_gen_toks"] += 1
-    assert task_digest(again) != before
+    assert asking_digest(again) != before
 
 
 def test_a_key_names_model_method_task_samples_seed_and_documents(tmp_path):
