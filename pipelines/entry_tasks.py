@@ -14,10 +14,12 @@ import torch
 from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-from mesa_lm.errors import UsageError
+from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.harness.sources import task_digest
 from mesa_lm.harness.task_manager import TaskManager
 from mesa_lm.pipelines.settings import ModelEntry, Sweep, TaskEntry
+
+SHOWN = 300  # characters of an error that is not ours
 
 
 class EntryTaskManager(TaskManager):
@@ -75,7 +77,7 @@ def load_leaves(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> dict[str, T
     """Return the tasks of lm-eval that one entry of a sweep stands for, by name.
 
     Raises:
-        UsageError: lm-eval knows no such task.
+        UsageError: lm-eval knows no such task, or cannot load it, as where its data set is out of reach.
     """
     manager = entry_task_manager(sweep, model, task)
     names = manager.match_tasks([task.task])
@@ -83,5 +85,11 @@ def load_leaves(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> dict[str, T
         near = get_close_matches(task.task, manager.all_tasks, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(f"lm-eval knows no task {task.task!r}; {hint}`lm_eval ls tasks` lists them")
-    leaves: dict[str, Task] = manager.load(names)["tasks"]
+    try:
+        leaves: dict[str, Task] = manager.load(names)["tasks"]
+    except MesaError:
+        raise
+    except Exception as error:  # whatever a task's own code raises, or the reader of its data set
+        reason = " ".join(str(error).split())[:SHOWN]
+        raise UsageError(f"task {task.task!r} cannot be loaded here: {type(error).__name__}: {reason}") from error
     return leaves

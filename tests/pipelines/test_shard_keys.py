@@ -48,12 +48,25 @@ def test_a_task_that_asks_or_scores_otherwise_is_another_one(tmp_path):
     assert asking_digest(again) != before
 
 
+def test_edited_sources_of_the_engine_or_of_the_task_are_another_key(tmp_path, monkeypatch):
+    sweep = Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=["passkey_long_512"], shard_tokens=10**9)
+    keys = {plan_shards(sweep)[0].key}
+    monkeypatch.setattr(shard_keys, "package_digest", lambda: "edited")
+    keys.add(plan_shards(sweep)[0].key)
+    monkeypatch.setattr("mesa_lm.pipelines.entry_tasks.task_digest", lambda yaml: "edited")
+    keys.add(plan_shards(sweep)[0].key)
+    assert len(keys) == 3
+
+
 def test_a_key_names_model_method_task_samples_seed_and_documents(tmp_path):
     base = {"name": "a", "out": tmp_path, "methods": ["mesa"], "tasks": [{"task": "passkey_long", "limit": 2}]}
     base |= {"lengths": [80], "shard_tokens": 100}
     variants = [
         {},
         {"models": [{"pretrained": None, "dtype": "bfloat16"}]},
+        {"models": [{"args": {"think_end_token": "a"}}]},
+        {"models": [{"args": {"think_end_token": "b"}}]},
+        {"models": [{"args": {"token": "a"}}]},
         {"methods": [{"method": "mesa", "reserve": 1}]},
         {"tasks": [{"task": "passkey_long", "limit": 2, "metadata": {"seed": 1}}]},
         {"batch_size": 2},
