@@ -20,6 +20,7 @@ from mesa_lm.pipelines.store import Store
 from mesa_lm.pipelines.worker_pool import Slot, WorkerPool
 from mesa_lm.reporting.files import write_atomically
 
+SHOW_EVERY_S = 0.5
 LINE_EVERY_S = 30.0
 FILE_EVERY_S = 5.0
 STATE = "progress.json"
@@ -81,7 +82,7 @@ class Progress:
             cost: Of the others, in tokens.
         """
         self.sweep, self.store, self.outcome, self.total, self.cost = sweep, store, outcome, total, cost
-        self.start, self.lined, self.filed = time.monotonic(), 0.0, 0.0
+        self.start, self.shown, self.lined, self.filed = time.monotonic(), 0.0, 0.0, 0.0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         eta = TextColumn("ETA {task.fields[eta]}")
         self.bar = Bar(*columns, eta, console=Console(stderr=True), disable=not sys.stderr.isatty())
@@ -96,20 +97,23 @@ class Progress:
         with contextlib.suppress(OSError):
             (self.store.folder / STATE).unlink(missing_ok=True)  # nobody is at work any more
 
-    def show(self, pool: WorkerPool, left: int) -> Snapshot:
-        """Show where the sweep is.
+    def show(self, pool: WorkerPool, left: int) -> Snapshot | None:
+        """Show where the sweep is, unless that was done just before.
 
         Args:
             pool: Its workers.
             left: Cost of all that is not finished, in tokens.
 
         Returns:
-            The same in numbers.
+            The same in numbers; None where nothing was shown.
         """
+        clock, left_out = time.monotonic(), len(self.outcome.failed) + len(self.outcome.out_of_memory)
+        if clock - self.shown < SHOW_EVERY_S and self.outcome.done + left_out < self.total:
+            return None
+        self.shown = clock
         now = self.snapshot(pool, left)
         finished = now.done + now.failed + now.out_of_memory
         self.bar.update(self.shards, completed=finished, description=now.text, eta=now.eta)
-        clock = time.monotonic()
         if self.bar.disable and (clock - self.lined >= LINE_EVERY_S or finished == self.total):
             self.lined = clock
             print(f"{now.done} of {self.total} shards done, {now.text}, ETA {now.eta}", file=sys.stderr, flush=True)
@@ -134,7 +138,7 @@ class Progress:
             waiting=self.total - done - failed - long - running,
             tokens_per_s=finished / elapsed,
             eta_s=elapsed / finished * left if finished else None,
-            lacking=pool.lacking() if pool.slots and not pool.placed else "",
+            lacking=pool.lacking() if pool.is_waiting else "",
             workers=[self._described(slot) for slot in pool.placed],
         )
 

@@ -33,7 +33,7 @@ class LiveLog(Listener, Protocol):
     """Whoever logs a sweep while it runs."""
 
     def show(self, now: Snapshot) -> None:
-        """Take in where the sweep is; called every second."""
+        """Take in where the sweep is; called every second or so."""
 
 
 class _Watcher:
@@ -47,7 +47,7 @@ class _Watcher:
 
     def show(self, pool: WorkerPool, left: int) -> None:
         now = self.progress.show(pool, left)
-        if self.live is not None:
+        if now is not None and self.live is not None:
             self.live.show(now)
 
 
@@ -66,7 +66,7 @@ def run_sweep(
         MesaError: The sweep is wrong, its folder is in use, or no worker can be placed.
     """
     # Workers of a cluster start in folders of their own.
-    sweep = sweep.model_copy(update={"out": sweep.out.expanduser().absolute()})
+    sweep = sweep.model_copy(update={"out": sweep.out.absolute()})
     store = Store(sweep.out)
     with store.locked():
         with printed_to(store.log_path("plan")):

@@ -154,7 +154,10 @@ class Sweep(Section):
     def _a_folder_of_its_own(cls, out: Path) -> Path:
         if out == Path() or not str(out).isprintable():
             raise ValueError("must be a folder of its own")
-        return out
+        try:
+            return out.expanduser()
+        except RuntimeError as error:
+            raise ValueError("names the home of a user that is not there") from error
 
     @field_validator("models", "methods", "tasks", "lengths")
     @classmethod

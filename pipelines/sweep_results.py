@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import traceback
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +17,7 @@ from mesa_lm.pipelines.settings import Sweep
 from mesa_lm.pipelines.shards import Shard
 from mesa_lm.pipelines.store import Store
 
+SHOWN = 300  # characters of an error that is not ours
 ENTRY_FOLDER = re.compile(r"\d+-\d+-\d+")
 
 
@@ -67,9 +69,9 @@ class SweepResults:
         for folder in self.store.results.glob("*"):
             if ENTRY_FOLDER.fullmatch(folder.name) and tuple(map(int, folder.name.split("-"))) not in self.entries:
                 shutil.rmtree(folder, ignore_errors=True)  # of another plan
-        for entry in self.entries:
-            if complete := self._complete(entry):
-                self._merge(entry, complete)
+        for entry, results in self.entries.items():
+            if new := [leaf for leaf in self._complete(entry) if leaf not in results.merged]:
+                self._merge(entry, new)
         return missing
 
     def done(self, shard: Shard) -> bool:
@@ -93,7 +95,7 @@ class SweepResults:
             complete = self._complete(entry)
             if complete and (set(complete) - results.merged or results.is_behind(self._out_of_memory(entry))):
                 self._merge(entry, complete)
-            if results.merged and self._name(entry) not in self.outcome.unwritten:
+            if results.path.is_file():
                 self.outcome.results.append(results.path)
             unmerged = set(complete) - results.merged if self._name(entry) not in self.outcome.unwritten else set()
             for shard in (shard for leaf in unmerged for shard in results.shards[leaf]):
@@ -109,16 +111,26 @@ class SweepResults:
         return {shard.leaf for shard in self.outcome.out_of_memory if shard.entry == entry}
 
     def _merge(self, entry: tuple[int, int, int], leaves: Sequence[str]) -> None:
-        """Merge leaves of one model, method and task; a full disk does not keep the others from it."""
+        """Merge leaves of one model, method and task; neither a full disk nor how a task scores ends the sweep."""
         results, name = self.entries[entry], self._name(entry)
         before = results.merged
         try:
             with printed_to(self.store.log_path("merge")):
-                results.add(leaves, self._out_of_memory(entry))
-            self.outcome.unwritten.pop(name, None)
+                try:
+                    results.add(leaves, self._out_of_memory(entry))
+                except Exception:
+                    traceback.print_exc()
+                    raise
         except OSError as error:
             self.outcome.unwritten[name] = str(error)
             return
+        except Exception as error:  # whatever a task's own scoring raises
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}"
+            self.outcome.unwritten[name] = (
+                f"the answers of {', '.join(leaves)} cannot be scored: {told} (logs/merge.log)"
+            )
+            return
+        self.outcome.unwritten.pop(name, None)
         if self.listener is not None and (added := sorted(results.merged - before)):
             self.listener.merged(results.path, added)
 

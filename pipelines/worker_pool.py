@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 WAIT_S = 1.0
 PULSE_EVERY_S = 5.0
 ROOM_EVERY_S = 2.0
+STARTING_S = 60.0  # of a worker that has its resources
 # A sample that runs more slowly than this is taken to hang, where that is longer than `workers.stall_s`.
 LEAST_TOKENS_PER_S = 20
 # Workers that end before they are ready, one after the other, before the sweep ends too.
@@ -160,6 +161,12 @@ class WorkerPool:
             raise UsageError(
                 f"no worker could be placed{f' in {waited:.0f} s' if self.wait_s else ''}: {self.lacking()}"
             )
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no worker has resources, for longer than one takes to start."""
+        since = self.unstaffed_since
+        return since is not None and (not self.room or time.monotonic() - since > STARTING_S)
 
     def lacking(self) -> str:
         """Return what a worker needs and what there is, in words."""

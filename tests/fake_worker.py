@@ -40,6 +40,9 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "slow":
             time.sleep(2)
+        while what == "wait" and not (self.sweep.out / "go on").exists():
+            self.moved = time.monotonic()
+            time.sleep(0.05)
         if what == "hang once":
             order.unlink()
             time.sleep(600)
@@ -62,6 +65,9 @@ class FakeWorker:
         return ShardReport(status="done", seconds=0.1)
 
     def answers(self, shard):
+        order = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
+        if order.exists() and order.read_text() == "nonsense":
+            return {str(i): [[7]] for i in range(shard.start, shard.stop)}  # which is no text to be scored
         return {str(i): [["1"]] for i in range(shard.start, shard.stop)}
 
 
@@ -70,7 +76,7 @@ class RightWorker(FakeWorker):
 
     def answers(self, shard):
         leaf = load_leaves(self.sweep, self.sweep.models[shard.model], self.sweep.tasks[shard.task])[shard.leaf]
-        return {str(i): [[leaf.eval_docs[i]["key"]]] for i in range(shard.start, shard.stop)}
+        return {str(i): [[str(leaf.eval_docs[i]["key"])]] for i in range(shard.start, shard.stop)}
 
 
 class ElsewhereWorker(FakeWorker):

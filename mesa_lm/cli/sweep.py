@@ -69,7 +69,7 @@ def evaluate(settings: Sweep, address: str | None) -> bool:
     if settings.wandb is not None:
         where = settings.wandb.model_dump()
         group = where.pop("group") or settings.name
-        target = Target(group=group, folder=settings.out.expanduser().absolute() / "tracking", **where)
+        target = Target(group=group, folder=settings.out.absolute() / "tracking", **where)
         live = LiveTracking(target) if target.resolved_mode != "disabled" else None
     try:
         outcome = run_sweep(settings, address, live=live)

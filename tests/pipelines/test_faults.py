@@ -6,9 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -211,23 +211,33 @@ def test_nodes_that_join_late_are_used_and_those_that_leave_are_not_missed(sweep
     """The node that joins takes a shard and leaves with it."""
     for start in range(4):
         for method in (0, 1):
-            order(sweep, method, "passkey_long_130", start, "slow")
-    order(sweep, 1, "passkey_long_80", 0, "hang once")
-    added = []
-
-    def join_and_leave():
-        until(lambda: (sweep.out / "ran").exists())
-        added.append(joined(nodes, 2))
-        until(lambda: len({node for node, _ in who(sweep)}) == 2)
-        nodes.remove_node(added[0], allow_graceful=False)
-
-    thread = threading.Thread(target=join_and_leave, daemon=True)
-    thread.start()
-    outcome = run_sweep(with_workers(sweep, cpus=2.0, stall_s=1.0), factory=FakeWorker)
-    thread.join()
+            order(sweep, method, "passkey_long_130", start, "wait")
+    with ThreadPoolExecutor(1) as pool:  # a node can only be added by the main thread
+        running = pool.submit(run_sweep, with_workers(sweep, cpus=2.0), factory=FakeWorker)
+        try:
+            until(lambda: (sweep.out / "who").exists())
+            late = joined(nodes, 2)
+            until(lambda: len({node for node, _ in who(sweep)}) == 2)
+            nodes.remove_node(late, allow_graceful=False)
+        finally:
+            (sweep.out / "go on").touch()
+        outcome = running.result()
     assert (outcome.done, outcome.failed) == (len(plan_shards(sweep)), {})
-    assert len({node for node, _ in who(sweep)}) == 2
+    assert sum(ran(sweep).values()) == outcome.done + 1
     until(lambda: ray.cluster_resources().get("CPU") == 2)
+
+
+def test_answers_that_cannot_be_scored_end_neither_the_sweep_nor_what_others_answered(sweep, local_ray):
+    order(sweep, 0, "passkey_long_80", 0, "nonsense")
+    outcome = run_sweep(sweep, factory=FakeWorker)
+    assert (outcome.done, outcome.failed) == (len(plan_shards(sweep)), {})
+    ((what, why),) = outcome.unwritten.items()
+    assert what.endswith("model, mesa, passkey_long")
+    assert re.match("the answers of .*passkey_long_80.* cannot be scored: TypeError: expected string", why)
+    assert "Traceback" in (sweep.out / "logs" / "merge.log").read_text()
+    spoilt, whole = (json.loads(path.read_text()) for path in sorted(outcome.results))
+    assert spoilt["sweep"]["missing"] == ["passkey_long_80"] and spoilt["sweep"]["partial"]
+    assert not whole["sweep"]["partial"]
 
 
 def test_a_length_is_merged_as_soon_as_it_is_there_and_read_once(sweep, local_ray, monkeypatch):
@@ -244,8 +254,9 @@ def test_a_length_is_merged_as_soon_as_it_is_there_and_read_once(sweep, local_ra
 
     class Live:
         def merged(self, results, leaves):
-            found = read([results])
-            seen.append((results.parents[1].name, tuple(leaves), found.table.length.tolist()))
+            lengths = set(read([results]).table.length)
+            seen.append((results.parents[1].name, *leaves))
+            assert lengths == {int(leaf.rpartition("_")[2]) for entry, leaf in seen if entry == seen[-1][0]}
             about = json.loads(results.read_text())["sweep"]
             assert about["partial"] == bool(about["missing"]) == (len(about["leaves"]) < 2)
 
@@ -254,8 +265,8 @@ def test_a_length_is_merged_as_soon_as_it_is_there_and_read_once(sweep, local_ra
 
     shards = plan_shards(sweep)
     outcome = run_sweep(with_workers(sweep, count=1), factory=FakeWorker, live=Live())
-    assert [event[1] for event in seen] == [("passkey_long_130",)] * 2 + [("passkey_long_80",)] * 2
-    assert [set(event[2]) for event in seen] == [{130}, {130}, {80, 130}, {80, 130}]
+    leaves = ("passkey_long_80", "passkey_long_130")
+    assert sorted(seen) == sorted((entry, leaf) for entry in ("0-0-0", "0-1-0") for leaf in leaves)
     assert reads == Counter(shard.key for shard in shards)
     whole = json.loads(outcome.results[0].read_text())
     assert "passkey_long" in whole["groups"] and not whole["sweep"]["partial"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 pytest.importorskip("filelock")
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.pipelines.entry_tasks import forget_tasks
-from mesa_lm.pipelines.merge import EntryResults
+from mesa_lm.pipelines.merge import EntryResults, model_folder
+from mesa_lm.pipelines.settings import ModelEntry
 from mesa_lm.pipelines.shards import plan_shards
 from mesa_lm.pipelines.store import Store
 from mesa_lm.pipelines.sweep_file import load_sweep
@@ -94,6 +96,16 @@ def test_merged_shards_are_a_single_run(merged, tmp_path, method, task, argument
     for left, right in zip(samples, others, strict=True):
         assert left.name.rsplit("_", 1)[0] == right.name.rsplit("_", 1)[0]
         assert [json.loads(line) for line in left.open()] == [json.loads(line) for line in right.open()]
+
+
+def test_a_model_of_this_machine_is_filed_under_its_folders_name(merged, tmp_path):
+    name = merged[0, 0].parent.name
+    assert re.fullmatch(r"model-[0-9a-f]{8}", name)
+    other = tmp_path / "model"
+    other.mkdir()
+    assert model_folder(ModelEntry(pretrained=str(other))) not in (name, "model")
+    assert model_folder(ModelEntry(pretrained="org/model")) == "org__model"
+    assert model_folder(ModelEntry()) == "demo"
 
 
 def test_what_the_workers_measured_is_on_the_leaderboard(merged):
