@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 
 import ray
 
@@ -13,6 +14,16 @@ from mesa_lm.pipelines.outcome import Pulse, ShardReport
 from mesa_lm.pipelines.store import Store
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+
+
+def start_ray(**options):
+    """Start Ray; it gives up a node that is not there in 30 seconds, which a busy machine may need."""
+    options |= {"include_dashboard": False, "log_to_driver": False, "logging_level": 40}
+    for _ in range(4):
+        with suppress(Exception):
+            return ray.init(**options)
+        ray.shutdown()
+    return ray.init(**options)
 
 
 class FakeWorker:

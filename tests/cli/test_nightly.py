@@ -9,7 +9,7 @@ from command_line import in_process, run
 
 pytest.importorskip("ray")
 import ray
-from fake_worker import FakeWorker, RightWorker, order, ran
+from fake_worker import FakeWorker, RightWorker, order, ran, start_ray
 
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.pipelines import run as run_module
@@ -33,7 +33,7 @@ FIRST = datetime(2026, 3, 1, 1)
 
 @pytest.fixture(scope="module")
 def local_ray():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+    start_ray(num_cpus=2)
     yield
     ray.shutdown()
 
