@@ -27,6 +27,7 @@ from mesa_lm.pipelines.worker_pool import WorkerPool
 
 ADDRESS = re.compile(r"auto|(?:ray://)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
 SHOWN = 300  # characters of what Ray says
+START_ATTEMPTS = 3
 
 
 class LiveLog(Listener, Protocol):
@@ -125,15 +126,27 @@ def cluster(address: str | None) -> Iterator[bool]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}  # nothing listens to the outside
-    try:
-        ray.init(address, **options)
-    except ImportError as error:
-        raise UsageError(f'{address}: needs Ray\'s client: pip install "ray[client]" ({error})') from error
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        reason = " ".join(str(error).split())[:SHOWN]
-        where = "Ray cannot be started here" if address is None else f"no Ray cluster at {address!r}"
-        raise UsageError(f"{where}: {reason}") from error
+    _connect(address, options)
     try:
         yield address is not None
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None, options: dict[str, Any]) -> None:
+    """Connect Ray, or start it; it gives up a node that is not there in 30 seconds, which a busy machine may need.
+
+    Raises:
+        UsageError: It cannot be.
+    """
+    where = "Ray cannot be started here" if address is None else f"no Ray cluster at {address!r}"
+    for _ in range(START_ATTEMPTS if address is None else 1):
+        try:
+            ray.init(address, **options)
+            return
+        except ImportError as error:
+            raise UsageError(f'{address}: needs Ray\'s client: pip install "ray[client]" ({error})') from error
+        except Exception as error:  # Ray raises all kinds, this one too
+            ray.shutdown()
+            failed = error
+    raise UsageError(f"{where}: {' '.join(str(failed).split())[:SHOWN]}") from failed

@@ -118,7 +118,7 @@ def _fill_places(content: dict[str, Any]) -> bool:
     Raises:
         UsageError: Something else stands there.
     """
-    moment, (commit, dirty) = now(), package_commit()
+    moment, (commit, dirty) = local_time(), package_commit()
     values = {
         "date": moment.strftime("%Y-%m-%d"),
         "time": moment.strftime("%H%M%S"),
@@ -144,9 +144,9 @@ def _fill_places(content: dict[str, Any]) -> bool:
     return dated
 
 
-def now() -> datetime:
+def local_time() -> datetime:
     """Return the time of this machine's clock and place."""
-    return datetime.now().astimezone()
+    return datetime.local_time().astimezone()
 
 
 def override_setting(content: dict[str, Any], override: str) -> None:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 WAIT_S = 1.0
 PULSE_EVERY_S = 5.0
 ROOM_EVERY_S = 2.0
-STARTING_S = 60.0  # of a worker that has its resources
+STARTING_S = 300.0  # of a worker that has its resources
 # A sample that runs more slowly than this is taken to hang, where that is longer than `workers.stall_s`.
 LEAST_TOKENS_PER_S = 20
 # Workers that end before they are ready, one after the other, before the sweep ends too.

@@ -46,7 +46,7 @@ def job(tmp_path, monkeypatch):
     stock = run_module.run_sweep
 
     def night(number, factory, *options):
-        monkeypatch.setattr(sweep_file, "now", lambda: FIRST + timedelta(days=number))
+        monkeypatch.setattr(sweep_file, "local_time", lambda: FIRST + timedelta(days=number))
         monkeypatch.setattr(run_module, "run_sweep", partial(stock, factory=factory))
         return load_sweep(path), run("nightly", path, *options)
 

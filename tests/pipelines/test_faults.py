@@ -217,7 +217,9 @@ def test_nodes_that_join_late_are_used_and_those_that_leave_are_not_missed(sweep
             until(lambda: (sweep.out / "who").exists())
             late = joined(nodes, 2)
             until(lambda: len({node for node, _ in who(sweep)}) == 2)
+            (worker,) = (int(pid) for node, pid in who(sweep) if node == late.node_id)
             nodes.remove_node(late, allow_graceful=False)
+            until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
         finally:
             (sweep.out / "go on").touch()
         outcome = running.result()

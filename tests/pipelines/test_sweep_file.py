@@ -42,7 +42,7 @@ def test_the_sweep_files_that_ship_are_valid(name, monkeypatch):
     ],
 )
 def test_a_night_has_a_folder_and_a_group_of_its_own(tmp_path, monkeypatch, out, group, found):
-    monkeypatch.setattr(sweep_file, "now", lambda: datetime(2026, 3, 1, 1, 2, 3))
+    monkeypatch.setattr(sweep_file, "local_time", lambda: datetime(2026, 3, 1, 1, 2, 3))
     monkeypatch.setattr(sweep_file, "package_commit", lambda: ("c" * 40, True))
     wandb = f"{{project: p{f', group: {group!r}' if group else ''}}}"
     sweep = load(tmp_path, f"{{name: n, out: '{out}', methods: mesa, tasks: a, wandb: {wandb}}}")
