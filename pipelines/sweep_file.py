@@ -146,7 +146,7 @@ def _fill_places(content: dict[str, Any]) -> bool:
 
 def local_time() -> datetime:
     """Return the time of this machine's clock and place."""
-    return datetime.local_time().astimezone()
+    return datetime.now().astimezone()
 
 
 def override_setting(content: dict[str, Any], override: str) -> None:

@@ -50,6 +50,12 @@ def test_a_night_has_a_folder_and_a_group_of_its_own(tmp_path, monkeypatch, out,
     assert sweep.out_is_dated == ("{date}" in out)
 
 
+def test_the_night_is_that_of_this_machines_clock(tmp_path):
+    days = {datetime.now().strftime("%Y-%m-%d")}
+    sweep = load(tmp_path, "{name: n, out: 'a/{date}', methods: mesa, tasks: a}")
+    assert sweep.out.name in days | {datetime.now().strftime("%Y-%m-%d")}  # midnight may pass
+
+
 @pytest.mark.parametrize("out", ["a/{day}", "a/{", "a/{}"])
 def test_other_words_in_braces_are_refused(tmp_path, out):
     with pytest.raises(
