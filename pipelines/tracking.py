@@ -118,7 +118,7 @@ class _PlannedRun:
 
     def id_in(self, target: Target) -> str:
         """Return its id, the same whenever it is logged."""
-        return _digest(target.project, target.group, self.job_type, *self.parts)[:16]
+        return id_of_run(target, self.job_type, *self.parts)
 
 
 def log_results(paths: Iterable[Path], target: Target) -> Logged:
@@ -158,7 +158,7 @@ def _planned_runs(results: Results, entries: Sequence[Entry]) -> Iterator[_Plann
     for model, method in results.table[["model", "method"]].drop_duplicates().itertuples(index=False, name=None):
         own = results.where(model=model, method=method)
         board = [entry for entry in entries if (entry.model, entry.method) == (model, method)]
-        commits = {file.content.get("git_hash") for file in own.files.values()}
+        commits = {file.mesa_lm.get("commit") or file.content.get("git_hash") for file in own.files.values()}
         yield _PlannedRun(
             name=f"{Path(model).name} {method}",
             job_type="eval",
@@ -185,7 +185,7 @@ def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[Literal["don
         return "unchanged", mode
     earlier = _folders(target, run_id)
     try:
-        _write_run(target, mode, run_id, run)
+        _write_run(target, mode, run)
     except Exception as error:  # whatever W&B raises: an evaluation must not fail with it
         told = f"{type(error).__name__}: {error}"
         if isinstance(error, TimeoutError):  # what was sent is not known, and its folder is still in use
@@ -211,19 +211,41 @@ def _folders(target: Target, run_id: str) -> set[Path]:
     return set((target.folder / "wandb").glob(f"*run-*-{run_id}*"))
 
 
-def _write_run(target: Target, mode: str, run_id: str, planned: _PlannedRun) -> None:
+def _write_run(target: Target, mode: str, planned: _PlannedRun) -> None:
     """Log one run."""
+    run = open_run(target, mode, planned.job_type, planned.parts, planned.name, planned.tags)
+    try:
+        run.config.update(without_secrets(planned.log(run)))
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def open_run(
+    target: Target, mode: str, job_type: str, parts: Sequence[str], name: str, tags: Sequence[str] = ()
+) -> Any:
+    """Begin a run of W&B.
+
+    Args:
+        target: Where to log.
+        mode: "online" or "offline".
+        job_type: What kind of run it is.
+        parts: What tells it from the others of its kind; the id follows from them.
+        name: For people.
+        tags: Beside those of the target.
+    """
     target.folder.mkdir(parents=True, exist_ok=True)
     # Artifacts wait here until they are synced, which may be on another machine: beside the runs, not in a home.
     os.environ.setdefault("WANDB_DATA_DIR", str(target.folder.resolve()))
-    run = wandb.init(
+    return wandb.init(
         project=target.project,
         entity=target.entity,
         group=target.group,
-        job_type=planned.job_type,
-        id=run_id,
-        name=planned.name,
-        tags=sorted({tag[-64:] for tag in (*target.tags, *planned.tags)}),  # W&B's limit
+        job_type=job_type,
+        id=id_of_run(target, job_type, *parts),
+        name=name,
+        tags=sorted({tag[-64:] for tag in (*target.tags, *tags)}),  # W&B's limit
         dir=target.folder,
         mode=mode,  # type: ignore[arg-type]
         reinit="create_new",
@@ -237,12 +259,11 @@ def _write_run(target: Target, mode: str, run_id: str, planned: _PlannedRun) -> 
             save_code=False,
         ),
     )
-    try:
-        run.config.update(without_secrets(planned.log(run)))
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
+
+
+def id_of_run(target: Target, job_type: str, *parts: str) -> str:
+    """Return the id of a run, the same whenever it is logged."""
+    return _digest(target.project, target.group, job_type, *parts)[:16]
 
 
 def update_report(target: Target) -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import wandb
 
 from mesa_lm.errors import UsageError
@@ -37,18 +38,9 @@ def log_method(run: Any, results: Results, entries: Sequence[Entry]) -> dict[str
         The run's configuration.
     """
     points = wandb.Table(columns=["task", "length", "metric", "value", "low", "high", "samples"])
-    run.define_metric("length")
-    for task in results.table.task.unique():
-        run.define_metric(f"{task}/*", step_metric="length")
-    for length, rows in results.table.groupby("length"):
-        logged: dict[str, Any] = {"length": length}
-        for row in measurements(rows):
-            low, high = row.interval or (None, None)
-            bounds = {"": row.value, "_stderr": row.stderr, "_low": low, "_high": high}
-            key = f"{row.task}/{row.metric}"
-            logged |= {f"{key}{name}": value for name, value in bounds.items() if value is not None}
-            points.add_data(row.task, row.length, row.metric, row.value, low, high, row.samples)
-        run.log(logged)
+    log_lengths(run, results.table)
+    for row in measurements(results.table.sort_values("length", kind="stable")):
+        points.add_data(row.task, row.length, row.metric, row.value, *(row.interval or (None, None)), row.samples)
     run.log({"points": points})
     _log_samples(run, results)
     ranked = {f"{entry.task}/{key}": entry.row()[key] for entry in entries for key in SUMMARY}
@@ -56,6 +48,26 @@ def log_method(run: Any, results: Results, entries: Sequence[Entry]) -> dict[str
     config = _config(results)
     _log_files(run, results, config)
     return config
+
+
+def log_lengths(run: Any, table: pd.DataFrame) -> None:
+    """Log every metric against length.
+
+    Args:
+        run: The W&B run.
+        table: Rows of one model and method, as in `Results`.
+    """
+    run.define_metric("length")
+    for task in table.task.unique():
+        run.define_metric(f"{task}/*", step_metric="length")
+    for length, rows in table.groupby("length"):
+        logged: dict[str, Any] = {"length": length}
+        for row in measurements(rows):
+            low, high = row.interval or (None, None)
+            bounds = {"": row.value, "_stderr": row.stderr, "_low": low, "_high": high}
+            key = f"{row.task}/{row.metric}"
+            logged |= {f"{key}{name}": value for name, value in bounds.items() if value is not None}
+        run.log(logged)
 
 
 def log_leaderboard(run: Any, entries: Sequence[Entry]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mesa_lm.cli.bench import bench
 from mesa_lm.cli.compare import compare
 from mesa_lm.cli.leaderboard import leaderboard
 from mesa_lm.cli.methods import methods
+from mesa_lm.cli.nightly import nightly
 from mesa_lm.cli.plot import plot
 from mesa_lm.cli.probe import probe
 from mesa_lm.cli.status import status
@@ -116,5 +117,5 @@ def _options(
     """Hold the options of the command itself."""
 
 
-for command in (plot, compare, leaderboard, probe, bench, methods, theory, sweep, status, track):
+for command in (plot, compare, leaderboard, probe, bench, methods, theory, sweep, nightly, status, track):
     app.command()(command)

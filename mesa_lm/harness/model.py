@@ -28,6 +28,7 @@ from mesa_lm.harness.model_args import (
     split_model_args,
 )
 from mesa_lm.harness.scoring import ScoringHFLM
+from mesa_lm.harness.sources import package_commit, package_digest
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.installed import distribution_of
 from mesa_lm.methods.origin import Origin
@@ -224,6 +225,7 @@ class MesaHFLM(ScoringHFLM):
         info["mesa_lm"] = {
             **described,
             "version": __version__,
+            **package_commit()._asdict(),
             "device": str(self.model.device),  # what was used; lm-eval saves the option
             "dtype": str(self.model.dtype),
             "truncated_samples": self.truncated_samples,
@@ -256,6 +258,7 @@ class MesaHFLM(ScoringHFLM):
                 "dtype": str(self.model.dtype),
                 "weights": weights_digest(self.model),
                 "vocabulary": sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest(),
+                "sources": package_digest(),
                 "version": __version__,
             }
             use_own_table(cache_hook.dbdict, identity)

@@ -1,6 +1,8 @@
 """Let lm-eval find this project's tasks, and run a group once per length (see `mesa_lm.harness.length_groups`)."""
 
+import inspect
 import random
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
@@ -62,10 +64,23 @@ class _Factory(TaskFactory):
         known = isinstance(entry, LengthEntry)
         with left_out("lm_eval.api.task", "Custom kwargs can be passed") if known else nullcontext():
             task = super()._build_task(entry, overrides)
-        key_requests_by_content(task)
+        dump = task.dump_config
+        task.dump_config = lambda: _with_named_functions(dump())
+        key_requests_by_content(task, entry.yaml_path)
         if known:
             check_sent_lengths(task)
         return task
+
+
+def _with_named_functions(value: Any) -> Any:
+    """Replace functions within a task's saved configuration by their names; their addresses are no one's concern."""
+    if isinstance(value, dict):
+        return {key: _with_named_functions(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_named_functions(part) for part in value]
+    if isinstance(value, str) and value.startswith("<"):  # printed already, for want of a source
+        return re.sub(r" at 0x[0-9a-f]+>$", ">", value)
+    return f"<function {value.__qualname__}>" if inspect.isroutine(value) else value
 
 
 def _with_typed_features(config: dict[str, Any]) -> dict[str, Any]:
