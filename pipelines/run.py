@@ -142,7 +142,7 @@ def _connect(address: str | None, options: dict[str, Any]) -> None:
     where = "Ray cannot be started here" if address is None else f"no Ray cluster at {address!r}"
     for _ in range(START_ATTEMPTS if address is None else 1):
         try:
-            ray.init(address, **options)
+            ray.init(address or "local", **options)  # whatever RAY_ADDRESS says
             return
         except ImportError as error:
             raise UsageError(f'{address}: needs Ray\'s client: pip install "ray[client]" ({error})') from error
