@@ -29,7 +29,7 @@ def compare(
     Needs results of `lm_eval --log_samples`. Where a folder holds several methods, name one: `FOLDER::METHOD`. Samples
     that score 0 or 1 are compared by McNemar's exact test, others by a sign-flip test.
     """
-    from mesa_lm.reporting.comparison import compare_methods, read_side, unable_tasks
+    from mesa_lm.reporting.comparison import compare_methods, read_side, unable_pairs
 
     sides = [read_side(argument, metric, task) for argument in (first, second)]
     rows = sorted(compare_methods(*sides), key=lambda row: (row.model, row.task, row.metric, row.length))
@@ -39,7 +39,7 @@ def compare(
         several = len({row.model for row in rows}) > 1
         for place, group in groupby(rows, key=lambda row: (row.model, row.task, row.metric, row.test)):
             _print_table(f"{place[0]}: " if several else "", list(group))
-        for note in unable_tasks(rows):
+        for note in unable_pairs(rows):
             print(note)
         a, b = (side.table.method.iloc[0] for side in sides)
         models = [", ".join(sorted(set(side.table.model) & {row.model for row in rows})) for side in sides]

@@ -112,7 +112,7 @@ def compare_methods(first: Results, second: Results) -> list[Comparison]:
     return found
 
 
-def unable_tasks(rows: Iterable[Comparison]) -> Iterator[str]:
+def unable_pairs(rows: Iterable[Comparison]) -> Iterator[str]:
     """Yield, for each task that neither method can do within the training length, that this is so."""
     within = (row for row in rows if row.train_length and row.length <= row.train_length and row.higher_is_better)
     for (model, task, metric), group in groupby(within, key=lambda row: (row.model, row.task, row.metric)):

@@ -11,7 +11,7 @@ import pandas as pd
 from mesa_lm.lengths import length_label
 from mesa_lm.reporting.costs import OOM_METRIC, RANKED_COSTS, is_cost
 from mesa_lm.reporting.results import Results
-from mesa_lm.reporting.samples import Scores, logged_scores, paired_p_value
+from mesa_lm.reporting.samples import Scores, common_p_value, logged_scores
 from mesa_lm.reporting.statistics import Interval, holm, mean_interval
 
 KEPT = 0.85  # share of its score within T above which a method counts as working
@@ -273,7 +273,7 @@ def p_value_of_samples(first: Entry, second: Entry) -> float | None:
         The probability; None where samples of a common length were not logged, or none are common.
     """
     common = set(first.lengths) & set(second.lengths)
-    return paired_p_value(*(entry.scores_at(common) for entry in (first, second)))
+    return common_p_value(*(entry.scores_at(common) for entry in (first, second)))
 
 
 def _of_first_task(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

@@ -153,7 +153,7 @@ def logged_scores(points: pd.DataFrame) -> tuple[dict[str, Scores], tuple[str, .
     return found, tuple(problems)
 
 
-def paired_p_value(first: Mapping[str, Scores | None], second: Mapping[str, Scores | None]) -> float | None:
+def common_p_value(first: Mapping[str, Scores | None], second: Mapping[str, Scores | None]) -> float | None:
     """Return how likely the difference of a metric's mean over lengths is by chance, from common samples.
 
     Args:
