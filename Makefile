@@ -1,6 +1,6 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: help run test check lint types doc-tables demo-model comparison bench bench-mesa bench-methods bench-sharing bench-lm-eval check-gpu bench-gpu \
+.PHONY: help run test check lint types doc-tables demo-model comparison figures bench bench-mesa bench-methods bench-sharing bench-lm-eval check-gpu bench-gpu \
 	wheel hook-cost
 .DELETE_ON_ERROR:
 
@@ -46,6 +46,29 @@ comparison: .venv/installed ## tables and figures of docs/comparison.md
 	$(BIN)/mesa-lm plot results/comparison --task passkey_long --out docs/figures/comparison_passkey.png
 	$(BIN)/mesa-lm plot results/comparison --task long_ppl --metric nll --out docs/figures/comparison_nll.png
 	$(BIN)/mesa-lm leaderboard results/comparison
+
+# From few samples: they show what figures and pages look like, not how good methods are.
+BROWSER := chromium --headless --no-sandbox --disable-gpu --hide-scrollbars
+figures: .venv/installed ## pictures of docs/figures.md and docs/leaderboard.md; needs chromium
+	for method in origin mesa rerope self_extend yarn; do \
+		$(BIN)/lm_eval --model mesa-hf --model_args method=$$method --tasks passkey_long,long_ppl --log_samples \
+			--metadata '{"num_samples": 10, "lengths": [512, 1024, 2048, 4096]}' --output_path results/board || exit; \
+	done
+	for method in origin mesa; do \
+		$(BIN)/lm_eval --model mesa-hf --model_args method=$$method --tasks long_ppl,passkey_grid \
+			--metadata '{"num_samples": 10}' --output_path results/demo || exit; \
+	done
+	$(BIN)/mesa-lm plot results/board --task passkey_long --out docs/figures/lines_demo.png
+	$(BIN)/mesa-lm plot results/demo --task long_ppl --metric nll --out docs/figures/nll_demo.png
+	$(BIN)/mesa-lm plot results/demo --task long_ppl --by position --out docs/figures/position_demo.png
+	$(BIN)/mesa-lm plot results/demo --task passkey_grid --by depth --out docs/figures/depth_demo.png
+	$(BIN)/mesa-lm leaderboard results/board --html results/board.html
+	echo '<body style="margin: 0 55px; background: #888"><iframe src="board.html" style="width: 390px; height: 1000px; border: 0">' \
+		> results/phone.html
+	$(BROWSER) --window-size=1280,780 --screenshot=docs/figures/leaderboard.png file://$(CURDIR)/results/board.html
+	$(BROWSER) --window-size=1280,780 --screenshot=docs/figures/leaderboard_dark.png \
+		--blink-settings=preferredColorScheme=0 file://$(CURDIR)/results/board.html
+	$(BROWSER) --window-size=500,1000 --screenshot=docs/figures/leaderboard_phone.png file://$(CURDIR)/results/phone.html
 
 # Most of the two hours is plain attention at 64k.
 BENCH := $(BIN)/mesa-lm bench --out results/bench

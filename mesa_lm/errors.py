@@ -33,7 +33,7 @@ def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:
         One line: what is wrong, the nearest valid name if one is near, and all valid names.
     """
     names = sorted(allowed)
-    near = get_close_matches(found, names, n=1)
+    near = get_close_matches(found, names, n=1) or get_close_matches(found.lower(), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {found!r}{hint} (allowed: {', '.join(names)})"
 

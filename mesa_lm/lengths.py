@@ -2,7 +2,7 @@
 
 import re
 
-LABEL = r"[1-9][0-9]*k?"
+LABEL = r"[1-9][0-9]{0,17}k?"
 
 
 def length_label(length: int) -> str:

@@ -1,41 +1,45 @@
-"""Hand shards to workers on Ray: actors that hold a model each, the next shard for whoever is free."""
+"""Hand shards to workers: the next one for whoever is free, a lost one to another, and what becomes of each."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
-from mesa_lm.errors import UsageError
 from mesa_lm.pipelines.outcome import Outcome, ShardReport
-from mesa_lm.pipelines.progress import Progress
 from mesa_lm.pipelines.settings import Sweep
 from mesa_lm.pipelines.shards import Shard
 from mesa_lm.pipelines.store import Store
+from mesa_lm.pipelines.worker_pool import Slot, WorkerPool
 
 logger = logging.getLogger(__name__)
 
+# In what Ray says of a worker that it ended because its node was short of memory.
+OWN_MEMORY = re.compile(r"memory used=([\d.]+)GB")
+NODE_MEMORY = re.compile(r"was running was [\d.]+GB / ([\d.]+)GB")
 
-@dataclass
-class _Slot:
-    """A worker: an actor for one model, and the shard it runs."""
 
-    actor: Any
-    model: int
-    shard: Shard | None = None
+class Watcher(Protocol):
+    """Whoever follows a sweep while it runs."""
+
+    def done(self, shard: Shard) -> bool:
+        """Take in that a shard has stored its answers; return whether they are there."""
+
+    def show(self, pool: WorkerPool, left: int) -> None:
+        """Show where the sweep is, with the cost of all that is not finished, in tokens."""
 
 
 class Driver:
     """Hands out shards until all are done, failed, or known to be too long."""
 
-    def __init__(self, sweep: Sweep, store: Store, outcome: Outcome, factory: Callable[..., Any]) -> None:
+    def __init__(
+        self, sweep: Sweep, store: Store, outcome: Outcome, factory: Callable[..., Any], wait_s: float | None = None
+    ) -> None:
         """Prepare.
 
         Args:
@@ -43,58 +47,55 @@ class Driver:
             store: Its folder.
             outcome: Where to note what becomes of the shards.
             factory: Makes a worker from the sweep, the index of a model in it and the driver's working folder.
+            wait_s: How long to wait for resources where there are none; None: as the sweep says.
         """
-        self.sweep, self.store, self.outcome, self.factory = sweep, store, outcome, factory
+        self.sweep, self.store, self.outcome = sweep, store, outcome
+        self.pool = WorkerPool(sweep, factory, sweep.workers.wait_s if wait_s is None else wait_s)
         self.attempts: Counter[Shard] = Counter()
         # By model: what is to be run, the costliest last, where it is taken from; and its cost.
         self.pending: dict[int, list[Shard]] = defaultdict(list)
         self.cost: Counter[int] = Counter()
-        self.slots: list[_Slot] = []
         # The shortest length at which a model, method and task ran out of memory.
         self.too_long: dict[tuple[int, int, int, str], float] = {}
 
-    def work(self, missing: Sequence[Shard], total: int) -> None:
+    def work(self, missing: Sequence[Shard], watcher: Watcher) -> None:
         """Evaluate shards.
 
         Args:
             missing: The shards, the costliest first.
-            total: Number of all shards, those included that are done.
+            watcher: Told of every shard that is done, and every second of all.
+
+        Raises:
+            UsageError: No worker can be placed.
         """
+        self.watcher = watcher
         for shard in reversed(missing):
             failure = self.store.read_failure(shard.key)
             if failure is not None and failure.get("status") == "oom" and not self.sweep.longer_after_oom:
                 self._note_oom(shard)
             self._put(shard)
-        count = worker_count(self.sweep, len(missing))
-        running: dict[Any, _Slot] = {}
-        cost = sum(shard.cost for shard in missing)
-        with self._closing(), Progress(total, self.outcome.done, cost) as progress:
-
-            def show() -> None:
-                at_work = [slot.shard for slot in running.values() if slot.shard]
-                left = self.cost.total() + sum(shard.cost for shard in at_work)
-                progress.show(at_work, self.outcome, left)
-
-            while running or any(self.pending.values()):
-                while len(running) < count and (following := self._next()) is not None:
-                    slot = self._slot(following)
-                    self.attempts[following] += 1
-                    self.store.log("started", following, attempt=self.attempts[following])
-                    running[slot.actor.run.remote(following)] = slot
-                show()
-                ready, _ = ray.wait(list(running), timeout=1.0) if running else ([], [])
-                for reference in ready:
-                    self._finish(reference, running.pop(reference))
-                    show()
-
-    @contextmanager
-    def _closing(self) -> Iterator[None]:
-        """Leave no worker behind, whatever ends the sweep."""
+        self._skip_too_long()
         try:
-            yield
+            while self.pool.running or any(self.pending.values()):
+                for slot in self.pool.idle:
+                    if self.pending[slot.model]:
+                        self._begin(slot, self._take(slot.model))
+                waiting = {model: len(shards) for model, shards in self.pending.items() if shards}
+                self.pool.adjust(waiting, self.cost)
+                for slot in self.pool.wait():
+                    shard, reference = slot.finish()
+                    self._finish(slot, shard, reference)
+                for slot in self.pool.stalled():
+                    self._give_up(slot)
+                at_work = sum(slot.shard.cost for slot in self.pool.running if slot.shard)
+                watcher.show(self.pool, self.cost.total() + at_work)
         finally:
-            for slot in self.slots:
-                ray.kill(slot.actor)
+            self.pool.close()
+
+    def _begin(self, slot: Slot, shard: Shard) -> None:
+        self.attempts[shard] += 1
+        self.store.log("started", shard, attempt=self.attempts[shard])
+        slot.run(shard)
 
     def _put(self, shard: Shard) -> None:
         self.pending[shard.model].append(shard)
@@ -105,59 +106,51 @@ class Driver:
         self.cost[model] -= shard.cost
         return shard
 
-    def _idle(self) -> list[_Slot]:
-        return [slot for slot in self.slots if slot.shard is None]
-
-    def _next(self) -> Shard | None:
-        """Return the next shard: for an idle worker's model if it has any left, else of the model with most left."""
-        idle = {slot.model for slot in self._idle()}
-        for model in sorted(self.pending, key=lambda model: (model not in idle, -self.cost[model])):
-            while self.pending[model]:
-                shard = self._take(model)
-                if not self._is_too_long(shard):
-                    return shard
+    def _skip_too_long(self) -> None:
+        """Take out what is known to be too long, for which no worker needs to be started."""
+        for model, shards in self.pending.items() if self.too_long else ():
+            long = {shard for shard in shards if self._is_too_long(shard)}
+            self.pending[model] = [shard for shard in shards if shard not in long]
+            self.cost[model] -= sum(shard.cost for shard in long)
+            for shard in long:
                 self._fail_oom(shard, "skipped: a shorter input, or another part of this one, ran out of memory")
-        return None
 
-    def _slot(self, shard: Shard) -> _Slot:
-        """Return a worker for a shard: an idle one of its model, or a new one, in the place of an idle one."""
-        idle = self._idle()
-        slot = next((slot for slot in idle if slot.model == shard.model), None)
-        if slot is None:
-            if idle:
-                self._drop(idle[0])
-            workers = self.sweep.workers
-            remote = ray.remote(num_gpus=workers.gpus, num_cpus=workers.cpus, max_restarts=0)(self.factory)
-            slot = _Slot(actor=remote.remote(self.sweep, shard.model, Path.cwd()), model=shard.model)
-            self.slots.append(slot)
-        slot.shard = shard
-        return slot
+    def _give_up(self, slot: Slot) -> None:
+        """Take its shard from a worker that does not move on."""
+        shard, _ = slot.finish()
+        self.pool.drop_hanging(slot)
+        if self.watcher.done(shard):  # it had finished before it hung
+            self.outcome.done += 1
+            return
+        told = f"its worker made no progress for {self.pool.patience_s(shard):.0f} s"
+        self._conclude(shard, ShardReport(status="failed", error=told))
 
-    def _drop(self, slot: _Slot) -> None:
-        self.slots.remove(slot)
-        ray.kill(slot.actor)
-
-    def _finish(self, reference: Any, slot: _Slot) -> None:
+    def _finish(self, slot: Slot, shard: Shard, reference: Any) -> None:
         """Take in how a shard ended."""
-        shard, slot.shard = slot.shard, None
-        assert shard is not None
         try:
             report: ShardReport = ray.get(reference)
         except ray.exceptions.RayError as error:
-            lost = f"its worker was lost: {type(error).__name__}"
-            logger.warning("shard %s: %s", shard.key, lost)
-            self._drop(slot)
-            if self.store.read_shard(shard.key) is not None:  # it had finished before it was lost
+            logger.warning("shard %s: its worker was lost: %s", shard.key, type(error).__name__)
+            self.pool.drop(slot)
+            if self.watcher.done(shard):  # it had finished before it was lost
                 self.outcome.done += 1
                 return
-            no_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
-            report = ShardReport(status="failed", error=lost, node_out_of_memory=no_memory)
+            report = _report_of_loss(error)
+        if report.status == "done" and not self.watcher.done(shard):
+            told = f"its answers are not in {self.store.folder}, which every node must share"
+            report = ShardReport(status="failed", error=told, final=True)
+        if report.status == "oom" and slot in self.pool.slots:
+            self.pool.drop(slot)  # GPU memory may stay lost to a process that ran out of it
+        self._conclude(shard, report)
+
+    def _conclude(self, shard: Shard, report: ShardReport) -> None:
+        """Note how an attempt ended, and decide what follows."""
         self.store.log(report.status, shard, seconds=report.seconds, error=report.error or None)
         if report.status == "done":
             self.outcome.done += 1
         elif report.status == "oom":
-            self._drop(slot)  # GPU memory may stay lost to a process that ran out of it
             self._fail_oom(shard, report.error)
+            self._skip_too_long()
         elif report.disk_full:
             self._fail(shard, report.error)
             for left in chain.from_iterable(self.pending.values()):  # their answers would be lost as well
@@ -167,8 +160,6 @@ class Driver:
         elif self.attempts[shard] < self.sweep.max_attempts and not report.final:
             logger.warning("shard %s of %s: %s; trying again", shard.key, shard.leaf, report.error)
             self._put(shard)
-        elif report.node_out_of_memory:
-            self._fail_oom(shard, report.error)
         else:
             self._fail(shard, report.error)
 
@@ -198,23 +189,16 @@ class Driver:
             logger.warning("%s: the failure of shard %s cannot be stored (%s)", self.store.folder, shard.key, error)
 
 
-def worker_count(sweep: Sweep, shards: int) -> int:
-    """Return how many workers to run on the cluster that is connected.
+def _report_of_loss(error: Exception) -> ShardReport:
+    """Say what a lost worker means for its shard.
 
-    Args:
-        sweep: The sweep.
-        shards: How many are to be run.
-
-    Raises:
-        UsageError: The cluster has no room for one.
+    Ray ends the workers of a node that is short of memory, whoever took it: only where the worker itself had most of
+    the node's memory is that a result, else a failure.
     """
-    workers, there = sweep.workers, ray.cluster_resources()
-    fits = int(there.get("CPU", 0) / workers.cpus)
-    if workers.gpus:
-        fits = min(fits, int(there.get("GPU", 0) / workers.gpus))
-    if fits < 1:
-        raise UsageError(
-            f"no worker fits the cluster: one needs {workers.gpus:g} GPUs and {workers.cpus:g} CPUs, "
-            f"there are {there.get('GPU', 0):g} and {there.get('CPU', 0):g}"
-        )
-    return max(1, min(fits if workers.count == "auto" else workers.count, fits, shards))
+    lost = f"its worker was lost: {type(error).__name__}"
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        own, node = (pattern.search(str(error)) for pattern in (OWN_MEMORY, NODE_MEMORY))
+        if own and node and float(own[1]) > float(node[1]) / 2:
+            return ShardReport(status="oom", error=f"{lost}: it had {own[1]} of {node[1]} GB of its node")
+        lost += f": its node ran short of memory, of which this worker had {own[1]} GB" if own else ""
+    return ShardReport(status="failed", error=lost)

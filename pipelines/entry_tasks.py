@@ -14,9 +14,14 @@ import torch
 from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-from mesa_lm.errors import UsageError
+from mesa_lm.demo import MODEL_PATH
+from mesa_lm.errors import MesaError, UsageError
+from mesa_lm.harness.sources import task_digest
 from mesa_lm.harness.task_manager import TaskManager
+from mesa_lm.harness.tokenizing import NAMING, TextEncoding, evaluated_model, load_tokenizer
 from mesa_lm.pipelines.settings import ModelEntry, Sweep, TaskEntry
+
+SHOWN = 300  # characters of an error that is not ours
 
 
 class EntryTaskManager(TaskManager):
@@ -37,12 +42,24 @@ class EntryTaskManager(TaskManager):
             random.seed(self._seed)  # these are the seeds of `lm_eval`, which sets them just before
             numpy.random.seed(DEFAULT_OTHER_SEED)
             torch.manual_seed(DEFAULT_OTHER_SEED)
-            self._whole = super().load(self.match_tasks([self._asked]))
+            # A sweep evaluates by mesa-hf, whose default is the demo model.
+            named = any((self.metadata or {}).get(name) for name in NAMING)
+            with evaluated_model(None if named else _demo_encoding):
+                self._whole = super().load(self.match_tasks([self._asked]))
         names = spec if isinstance(spec, list) else [spec]
         tasks = self._whole["tasks"]
         if all(name in tasks for name in names):
             return {"tasks": {name: tasks[name] for name in names}, "groups": {}, "group_map": {}}
         return self._whole
+
+    def sources(self, name: str) -> str:
+        """Return a digest of the sources of a task; empty for one that has no file."""
+        entry = self.task_index.get(name)
+        return task_digest(Path(entry.yaml_path)) if entry is not None and entry.yaml_path else ""
+
+
+def _demo_encoding() -> TextEncoding:
+    return TextEncoding(load_tokenizer({"pretrained": str(MODEL_PATH)}))
 
 
 def entry_task_manager(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> EntryTaskManager:
@@ -69,7 +86,7 @@ def load_leaves(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> dict[str, T
     """Return the tasks of lm-eval that one entry of a sweep stands for, by name.
 
     Raises:
-        UsageError: lm-eval knows no such task.
+        UsageError: lm-eval knows no such task, or cannot load it, as where its data set is out of reach.
     """
     manager = entry_task_manager(sweep, model, task)
     names = manager.match_tasks([task.task])
@@ -77,5 +94,11 @@ def load_leaves(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> dict[str, T
         near = get_close_matches(task.task, manager.all_tasks, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(f"lm-eval knows no task {task.task!r}; {hint}`lm_eval ls tasks` lists them")
-    leaves: dict[str, Task] = manager.load(names)["tasks"]
+    try:
+        leaves: dict[str, Task] = manager.load(names)["tasks"]
+    except MesaError:
+        raise
+    except Exception as error:  # whatever a task's own code raises, or the reader of its data set
+        reason = " ".join(str(error).split())[:SHOWN]
+        raise UsageError(f"task {task.task!r} cannot be loaded here: {type(error).__name__}: {reason}") from error
     return leaves

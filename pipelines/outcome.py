@@ -20,7 +20,6 @@ class ShardReport:
         seconds: How long it took, where that is known.
         final: Another attempt cannot help.
         disk_full: There is no room for its answers.
-        node_out_of_memory: Ray ended its worker because the node was short of memory, which need not be its doing.
     """
 
     status: Literal["done", "oom", "failed"]
@@ -28,7 +27,23 @@ class ShardReport:
     seconds: float | None = None
     final: bool = False
     disk_full: bool = False
-    node_out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """What a worker says of itself while it runs a shard.
+
+    Attributes:
+        node: Ray's name of its node.
+        pid: Of its process.
+        still_s: Seconds since its shard last moved on.
+        gpu_bytes: Memory that it has taken of its GPU; None without one.
+    """
+
+    node: str
+    pid: int
+    still_s: float
+    gpu_bytes: int | None = None
 
 
 @dataclass

@@ -8,9 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PrivateAttr, field_validator, model_validator
 
 from mesa_lm.methods.registry import make_method
+
+# Of what can be asked for: documents are built before anything runs, and a slip must not fill the memory.
+LONGEST = 2**24
+MOST_SAMPLES = 100_000
+Length = Annotated[int, Field(gt=0, le=LONGEST)]
 
 
 class Section(BaseModel):
@@ -72,19 +77,37 @@ class MethodEntry(Section):
 class TaskEntry(Section):
     """A task or group of lm-eval."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, str_min_length=1)
+
     task: str
     metadata: dict[str, Any] = Field({}, description="options of the task, as for `lm_eval --metadata`")
     limit: Annotated[int, Field(gt=0)] | None = Field(None, description="first samples of each task only")
     num_fewshot: Annotated[int, Field(ge=0)] | None = Field(None, description="as for lm_eval")
+
+    @field_validator("metadata")
+    @classmethod
+    def _bounded(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        samples, lengths = metadata.get("num_samples"), metadata.get("lengths")
+        if isinstance(samples, int) and samples > MOST_SAMPLES:
+            raise ValueError(f"num_samples must be at most {MOST_SAMPLES}")
+        if isinstance(lengths, list) and any(isinstance(length, int) and length > LONGEST for length in lengths):
+            raise ValueError(f"lengths must be at most {LONGEST} tokens")
+        return metadata
 
 
 class WorkerSettings(Section):
     """What evaluates."""
 
     count: Annotated[int, Field(gt=0)] | Literal["auto"] = Field("auto", description="auto: as many as fit the cluster")
-    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="of each worker; a fraction shares one")
-    cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="of each worker")
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="of each worker; a fraction shares one"
+    )
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="of each worker")
     threads: Annotated[int, Field(gt=0)] = Field(1, description="of torch in each worker")
+    stall_s: Annotated[FiniteFloat, Field(gt=0)] = Field(
+        1800.0, description="without progress, then another worker tries"
+    )
+    wait_s: Annotated[FiniteFloat, Field(gt=0)] = Field(1800.0, description="for resources, then the sweep ends")
 
     @field_validator("gpus")
     @classmethod
@@ -99,6 +122,7 @@ class TrackingSettings(Section):
 
     project: str
     entity: str | None = None
+    group: str | None = Field(None, description="of the runs; none: the sweep's name, with a dated out the night's")
     mode: Literal["online", "offline", "disabled"] | None = None
     tags: tuple[str, ...] = ()
 
@@ -112,14 +136,36 @@ class Sweep(Section):
     methods: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
     tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1)]
     include_path: Path | None = Field(None, description="folder of tasks of your own, as for lm_eval")
-    lengths: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="tokens; none: those of the tasks")
+    lengths: tuple[Annotated[int, Field(gt=0, le=LONGEST)], ...] = Field(
+        (), description="tokens; none: those of the tasks"
+    )
     batch_size: Annotated[int, Field(gt=0)] = 1
     seed: int = Field(0, description="of Python; lm-eval's defaults seed the rest")
     shard_tokens: Annotated[int, Field(gt=0)] = Field(2_000_000, description="most tokens of a shard")
     max_attempts: Annotated[int, Field(gt=0)] = Field(3, description="of a shard, in one run of the sweep")
     longer_after_oom: bool = Field(False, description="try longer inputs where shorter ones ran out of memory")
     workers: WorkerSettings = WorkerSettings()
+    keep: Annotated[int, Field(gt=0)] | None = Field(None, description="nights whose folders stay; none: all")
     wandb: TrackingSettings | None = None
+    _out_is_dated: bool = PrivateAttr(False)
+
+    @field_validator("out")
+    @classmethod
+    def _a_folder_of_its_own(cls, out: Path) -> Path:
+        if out == Path() or not str(out).isprintable():
+            raise ValueError("must be a folder of its own")
+        try:
+            return out.expanduser()
+        except RuntimeError as error:
+            raise ValueError("names the home of a user that is not there") from error
+
+    @field_validator("models", "methods", "tasks", "lengths")
+    @classmethod
+    def _no_two_alike(cls, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        for place, entry in enumerate(entries):
+            if entry in entries[:place]:
+                raise ValueError(f"entries {entries.index(entry)} and {place} are the same")
+        return entries
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -130,6 +176,11 @@ class Sweep(Section):
     @classmethod
     def _names_are_tasks(cls, tasks: Any) -> Any:
         return _mappings("task", tasks)
+
+    @property
+    def out_is_dated(self) -> bool:
+        """Whether the file's `out` ends in the night that the sweep runs in."""
+        return self._out_is_dated
 
     def metadata(self, task: TaskEntry) -> dict[str, Any]:
         """Options of a task, with the sweep's lengths."""

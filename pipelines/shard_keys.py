@@ -1,4 +1,4 @@
-"""What determines the answers of a shard: model, method, task, documents, seed and versions, in one digest."""
+"""What determines the answers of a shard: model, method, task, documents, seed, sources and versions, in one digest."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from lm_eval.api.task import Task
 from lm_eval.utils import hash_string
 
 from mesa_lm.demo import MODEL_PATH
-from mesa_lm.pipelines.secrets import without_secrets
+from mesa_lm.harness.sources import files_digest, package_digest
 from mesa_lm.pipelines.settings import MethodEntry, ModelEntry, Sweep, TaskEntry
 
 PACKAGES = ("lm-eval", "mesa-lm", "torch", "transformers")
 # Of a model's files, those up to this size are read to recognise them.
 READ_BYTES = 64 * 2**20
+# Of this package's modules that evaluate shards, those that `package_digest` does not count.
+EVALUATING = tuple(Path(__file__).with_name(name) for name in ("entry_tasks.py", "worker.py"))
 
 
 def answers_identity(
-    sweep: Sweep, model: ModelEntry, method: MethodEntry, task: TaskEntry, leaf: Task
+    sweep: Sweep, model: ModelEntry, method: MethodEntry, task: TaskEntry, leaf: Task, sources: str
 ) -> dict[str, Any]:
     """Return what determines the answers to a task of lm-eval, whichever samples are asked.
 
@@ -36,12 +38,14 @@ def answers_identity(
         method: One of its methods.
         task: One of its entries of tasks.
         leaf: A task of lm-eval that the entry stands for.
+        sources: Digests of the sources that answers come from, see `Shard`.
     """
     return {
-        "model": [without_secrets(model.model_dump()), weights_identity(model), sweep.batch_size],
+        "model": [model.model_dump(), weights_identity(model), sweep.batch_size],
         "method": method.model_dump(),
-        "task": [task.model_dump(), sweep.metadata(task), leaf.VERSION, task_digest(leaf)],
+        "task": [task.model_dump(), sweep.metadata(task), leaf.VERSION, asking_digest(leaf)],
         "seed": sweep.seed,
+        "sources": sources,
         "versions": {package: version(package) for package in PACKAGES},
     }
 
@@ -60,13 +64,18 @@ def shard_key(identity: Mapping[str, Any], name: str, start: int, stop: int, doc
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def evaluation_digest() -> str:
+    """Return a digest of this project's sources that determine an answer, without those of tasks."""
+    return f"{package_digest()} {files_digest(EVALUATING)}"
+
+
 def documents_digest(leaf: Task, start: int, stop: int) -> str:
     """Return a digest of the documents of some samples."""
     digest: str = hash_string(json.dumps([leaf.eval_docs[i] for i in range(start, stop)], default=str))
     return digest
 
 
-def task_digest(leaf: Task) -> str:
+def asking_digest(leaf: Task) -> str:
     """Return a digest of how a task asks and scores; its functions count by their source."""
     described = {name: value for name, value in leaf.dump_config().items() if name != "metadata"}
     text = json.dumps(described, sort_keys=True, default=str)

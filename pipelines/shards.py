@@ -10,9 +10,9 @@ from lm_eval.api.task import Task
 
 from mesa_lm.errors import UsageError
 from mesa_lm.lengths import split_length_name
-from mesa_lm.pipelines.entry_tasks import forget_tasks, load_leaves
+from mesa_lm.pipelines.entry_tasks import entry_task_manager, forget_tasks, load_leaves
 from mesa_lm.pipelines.settings import Sweep, TaskEntry
-from mesa_lm.pipelines.shard_keys import answers_identity, documents_digest, shard_key
+from mesa_lm.pipelines.shard_keys import answers_identity, documents_digest, evaluation_digest, shard_key
 
 CHARACTERS_PER_TOKEN = 4  # to estimate the cost of tasks that name no length
 
@@ -32,6 +32,7 @@ class Shard:
         stop: One past the last.
         cost: Tokens, roughly.
         documents: A digest of the documents that the samples are made of.
+        sources: Digests of the sources that answers come from: this project's, and those of the task.
     """
 
     key: str
@@ -44,6 +45,7 @@ class Shard:
     stop: int
     cost: int
     documents: str
+    sources: str
 
     @property
     def group(self) -> str:
@@ -74,39 +76,42 @@ def plan_shards(sweep: Sweep) -> list[Shard]:
         raise UsageError(f"include_path: there is no folder {str(sweep.include_path)!r}")
     forget_tasks()
     shards: list[Shard] = []
+    evaluating = evaluation_digest()
     for model, described in enumerate(sweep.models):
         for task, entry in enumerate(sweep.tasks):
-            leaves = load_leaves(sweep, described, entry)
-            for method in range(len(sweep.methods)):
-                for name, leaf in leaves.items():
-                    shards += _cut(sweep, (model, method, task), str(name), leaf)
+            manager = entry_task_manager(sweep, described, entry)
+            for name, leaf in load_leaves(sweep, described, entry).items():
+                shards += _cut(sweep, (model, task), str(name), leaf, f"{evaluating} {manager.sources(name)}")
     return sorted(shards, key=lambda shard: (-shard.cost, shard.model, shard.method, shard.leaf, shard.start))
 
 
-def _cut(sweep: Sweep, indices: tuple[int, int, int], name: str, leaf: Task) -> Iterator[Shard]:
-    """Cut one task of lm-eval under one model and method."""
-    model, method, task = indices
+def _cut(sweep: Sweep, indices: tuple[int, int], name: str, leaf: Task, sources: str) -> Iterator[Shard]:
+    """Cut one task of lm-eval for one model, under every method."""
+    model, task = indices
     entry = sweep.tasks[task]
     length = _length(entry, name, leaf)
     count = len(leaf.eval_docs) if entry.limit is None else min(entry.limit, len(leaf.eval_docs))
     costs = [length or _tokens(leaf.eval_docs[i]) for i in range(count)]
     # Few-shot examples are drawn one sample after another: a task that has some is not cut.
     whole = bool(entry.num_fewshot or leaf.config.num_fewshot)
-    identity = answers_identity(sweep, sweep.models[model], sweep.methods[method], entry, leaf)
-    for start, stop in _ranges(costs, sum(costs) if whole else sweep.shard_tokens):
-        documents = documents_digest(leaf, start, stop)
-        yield Shard(
-            key=shard_key(identity, name, start, stop, documents),
-            model=model,
-            method=method,
-            task=task,
-            leaf=name,
-            length=length,
-            start=start,
-            stop=stop,
-            cost=sum(costs[start:stop]),
-            documents=documents,
-        )
+    ranges = list(_ranges(costs, sum(costs) if whole else sweep.shard_tokens))
+    documents = [documents_digest(leaf, start, stop) for start, stop in ranges]
+    for method, choice in enumerate(sweep.methods):
+        identity = answers_identity(sweep, sweep.models[model], choice, entry, leaf, sources)
+        for (start, stop), digest in zip(ranges, documents, strict=True):
+            yield Shard(
+                key=shard_key(identity, name, start, stop, digest),
+                model=model,
+                method=method,
+                task=task,
+                leaf=name,
+                length=length,
+                start=start,
+                stop=stop,
+                cost=sum(costs[start:stop]),
+                documents=digest,
+                sources=sources,
+            )
 
 
 def _length(entry: TaskEntry, name: str, leaf: Task) -> int | None:

@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 class Store:
     """The output folder of a sweep.
 
-    `shards/KEY.jsonl` holds a checksum and what a shard answered, `failures/KEY.json` why one has no answers,
-    `logs/KEY.log` what it printed, `events.jsonl` when which shard was started and how it ended, `results/` what was
-    merged. A key names everything that determines a shard's answers.
+    `shards/KEY.jsonl` holds its key, a checksum and what a shard answered, `failures/KEY.json` why one has no answers,
+    `logs/KEY.log` what it printed, `events.jsonl` when which shard was started and how it ended, `progress.json` who is
+    at work, `results/` what was merged. A key names everything that determines a shard's answers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +46,19 @@ class Store:
 
     def count_shards(self) -> int:
         """Return how many shards have stored answers."""
-        return sum(1 for _ in self._shard_path("any").parent.glob("*.jsonl"))
+        return len(self.stored_keys())
+
+    def has_shard(self, key: str) -> bool:
+        """Tell whether a shard has a file of answers, without a look into it."""
+        return self._shard_path(key).is_file()
+
+    def stored_keys(self) -> set[str]:
+        """Return the keys of the shards that have stored answers."""
+        return {path.stem for path in self._shard_path("any").parent.glob("*.jsonl")}
+
+    def failed_keys(self) -> set[str]:
+        """Return the keys of the shards whose failures are stored."""
+        return {path.stem for path in (self.folder / "failures").glob("*.json")}
 
     def log_path(self, key: str) -> Path:
         """File of what a shard printed."""
@@ -57,8 +69,13 @@ class Store:
         """Keep other drivers out.
 
         Raises:
-            UsageError: Another driver is at work here, or the folder cannot be written.
+            UsageError: Another driver is at work here, or the folder cannot be written, or holds something else.
         """
+        for name in ("shards", "failures", "logs", "results"):
+            if (self.folder / name).exists() and not (self.folder / name).is_dir():
+                raise UsageError(
+                    f"{self.folder / name}: a file where a sweep keeps a folder; move it, or give another out"
+                )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / "lock", timeout=0)
@@ -74,13 +91,17 @@ class Store:
         finally:
             lock.release()
 
-    def in_use(self) -> bool:
-        """Tell whether a driver is at work here."""
+    def in_use(self) -> bool | None:
+        """Tell whether a driver is at work here; None where the folder may only be read, and nobody can tell."""
+        if not (self.folder / "lock").exists():
+            return False
         try:
             with FileLock(self.folder / "lock", timeout=0):
                 return False
         except Timeout:
             return True
+        except OSError:
+            return None
 
     def write_shard(self, key: str, payload: dict[str, Any]) -> None:
         """Store what a shard answered, atomically and with a checksum; an earlier failure of it is forgotten.
@@ -89,22 +110,32 @@ class Store:
             OSError: The disk is full, for example; nothing is left behind.
         """
         text = json.dumps(payload, default=handle_non_serializable)
-        write_atomically(self._shard_path(key), f"{json.dumps(_checksum(text))}\n{text}\n")
-        (self.folder / "failures" / f"{key}.json").unlink(missing_ok=True)
+        write_atomically(self._shard_path(key), f"{_header(key, text)}\n{text}\n")
+        with contextlib.suppress(OSError):  # the answers are there
+            (self.folder / "failures" / f"{key}.json").unlink(missing_ok=True)
 
     def read_shard(self, key: str) -> dict[str, Any] | None:
-        """Return what a shard answered; None if it did not, or if its file is damaged, which is logged."""
+        """Return what a shard answered; None if it did not, or if its file is damaged or another's, which is logged.
+
+        Raises:
+            UsageError: There is a folder in the place of the file.
+        """
         path = self._shard_path(key)
         try:
-            checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
+            header, _, text = path.read_text(encoding="utf-8").partition("\n")
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
+            if path.is_dir():
+                raise UsageError(f"{path}: a folder where the answers of a shard belong; remove it") from error
             logger.warning("%s cannot be read (%s); the shard runs again", path, error)
             return None
         text = text.removesuffix("\n")
-        if checksum != json.dumps(_checksum(text)):
-            logger.warning("%s is damaged; the shard runs again", path)
+        if header != _header(key, text):
+            known = header.partition(" ")[0]
+            foreign = header == _header(known, text)
+            why = f"holds the answers of another shard, {known}" if foreign else "is damaged"
+            logger.warning("%s %s; the shard runs again", path, why)
             return None
         payload: dict[str, Any] = json.loads(text)
         return payload
@@ -153,5 +184,6 @@ class Store:
         return content
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _header(key: str, text: str) -> str:
+    """Return the first line of a shard's file."""
+    return f"{key} {hashlib.sha256(text.encode()).hexdigest()}"

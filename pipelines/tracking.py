@@ -16,15 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import wandb
 
 from mesa_lm.errors import UsageError
 from mesa_lm.pipelines.secrets import without_secrets
 from mesa_lm.pipelines.wandb_content import log_leaderboard, log_method
-from mesa_lm.reporting.files import write_atomically
-from mesa_lm.reporting.ranking import rank
+from mesa_lm.reporting.files import make_folder, write_atomically
+from mesa_lm.reporting.ranking import Entry, rank
 from mesa_lm.reporting.results import Results, read
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,25 @@ class Target:
     tags: tuple[str, ...] = ()
     mode: str | None = None
 
+    def check(self) -> None:
+        """Check names and folder before anything is read or logged.
+
+        Raises:
+            UsageError: W&B does not allow one of the names, the mode is unknown, or the folder cannot be written to.
+        """
+        _ = self.resolved_mode
+        for name, value in (("project", self.project), ("group", self.group), ("entity", self.entity)):
+            if value is not None and not value.strip():
+                raise UsageError(f"W&B {name} must not be empty")
+            try:
+                wandb.Settings(**{"run_group" if name == "group" else name: value})
+            except (wandb.errors.Error, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"W&B {name} {value!r} cannot be used: {reason}") from None
+        make_folder(self.folder)
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{self.folder}: cannot be written to; give another --folder")
+
     @property
     def resolved_mode(self) -> str:
         """The mode to log in: never online without an API key, for which W&B would ask."""
@@ -70,6 +89,22 @@ class Target:
         return "offline"
 
 
+class Logged(NamedTuple):
+    """Say what became of the runs that some results are logged as.
+
+    Attributes:
+        done: The names of those that were logged.
+        unchanged: Of those that had been logged before.
+        failed: Of those that could not be logged.
+        problems: For each damaged file of results or samples what is wrong with it.
+    """
+
+    done: list[str]
+    unchanged: list[str]
+    failed: list[str]
+    problems: list[str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PlannedRun:
     """One run to log: its name, the parts that identify it, its tags, what its numbers depend on, and what logs it."""
@@ -83,10 +118,10 @@ class _PlannedRun:
 
     def id_in(self, target: Target) -> str:
         """Return its id, the same whenever it is logged."""
-        return _digest(target.project, target.group, self.job_type, *self.parts)[:16]
+        return id_of_run(target, self.job_type, *self.parts)
 
 
-def log_results(paths: Iterable[Path], target: Target) -> list[str]:
+def log_results(paths: Iterable[Path], target: Target) -> Logged:
     """Log every model and method of some results, and the leaderboard.
 
     What was logged before and has not changed is not logged again. A failure of W&B is logged as a warning and never
@@ -97,31 +132,33 @@ def log_results(paths: Iterable[Path], target: Target) -> list[str]:
         target: Where to log.
 
     Returns:
-        The names of the runs that were logged.
+        What was logged and what was not.
 
     Raises:
         UsageError: The results cannot be read, or the mode is unknown.
     """
     mode = target.resolved_mode
+    logged = Logged([], [], [], [])
     if mode == "disabled":
-        return []
-    logged = []
-    for run in _planned_runs(read(paths)):
-        done, mode = _log_once(target, mode, run)
-        if done:
-            logged.append(run.name)
-            if run.job_type == "leaderboard" and mode == "online":
-                update_report(target)
+        logger.warning("W&B is disabled (WANDB_MODE): nothing is logged")
+        return logged
+    results = read(paths)
+    entries = rank(results)
+    logged.problems.extend([*results.problems, *(problem for entry in entries for problem in entry.problems)])
+    for run in _planned_runs(results, entries):
+        state, mode = _log_once(target, mode, run)
+        getattr(logged, state).append(run.name)
+        if state == "done" and run.job_type == "leaderboard" and mode == "online":
+            update_report(target)
     return logged
 
 
-def _planned_runs(results: Results) -> Iterator[_PlannedRun]:
+def _planned_runs(results: Results, entries: Sequence[Entry]) -> Iterator[_PlannedRun]:
     """Yield the runs that some results are logged as: one per model and method, and the leaderboard."""
-    entries = rank(results)
     for model, method in results.table[["model", "method"]].drop_duplicates().itertuples(index=False, name=None):
         own = results.where(model=model, method=method)
         board = [entry for entry in entries if (entry.model, entry.method) == (model, method)]
-        commits = {file.content.get("git_hash") for file in own.files.values()}
+        commits = {file.mesa_lm.get("commit") or file.content.get("git_hash") for file in own.files.values()}
         yield _PlannedRun(
             name=f"{Path(model).name} {method}",
             job_type="eval",
@@ -136,24 +173,24 @@ def _planned_runs(results: Results) -> Iterator[_PlannedRun]:
         yield _PlannedRun(name="leaderboard", job_type="leaderboard", content=rows, log=log)
 
 
-def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[bool, str]:
+def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[Literal["done", "unchanged", "failed"], str]:
     """Log one run in full unless the same was logged before.
 
     Returns:
-        Whether it was logged, and the mode for the next: offline once W&B could not be reached, as one wait is enough.
+        What became of it, and the mode for the next: offline once W&B could not be reached, as one wait is enough.
     """
     run_id = run.id_in(target)
     digest = _digest(mode, *run.content)
     if (_read_state(target.folder).get(run_id) or {}).get("digest") == digest:
-        return False, mode
+        return "unchanged", mode
     earlier = _folders(target, run_id)
     try:
-        _write_run(target, mode, run_id, run)
+        _write_run(target, mode, run)
     except Exception as error:  # whatever W&B raises: an evaluation must not fail with it
         told = f"{type(error).__name__}: {error}"
         if isinstance(error, TimeoutError):  # what was sent is not known, and its folder is still in use
             logger.warning("W&B: %s was not sent in time (%s); logging the others offline", run.name, told)
-            return False, "offline"
+            return "failed", "offline"
         for folder in _folders(target, run_id) - earlier:
             shutil.rmtree(folder, ignore_errors=True)  # half of a run must never be synced
         if mode == "online" and isinstance(error, OUTAGES):
@@ -161,12 +198,12 @@ def _log_once(target: Target, mode: str, run: _PlannedRun) -> tuple[bool, str]:
             wandb.teardown()  # its service holds on to the id of the run that failed
             return _log_once(target, "offline", run)
         logger.warning("W&B: %s was not logged (%s); results are on disk", run.name, told)
-        return False, mode
+        return "failed", mode
     for folder in earlier:
         # Syncing two folders of one run would leave in W&B whichever came last.
         shutil.rmtree(folder, ignore_errors=True)
     _write_state(target.folder, _read_state(target.folder) | {run_id: {"name": run.name, "digest": digest}})
-    return True, mode
+    return "done", mode
 
 
 def _folders(target: Target, run_id: str) -> set[Path]:
@@ -174,19 +211,41 @@ def _folders(target: Target, run_id: str) -> set[Path]:
     return set((target.folder / "wandb").glob(f"*run-*-{run_id}*"))
 
 
-def _write_run(target: Target, mode: str, run_id: str, planned: _PlannedRun) -> None:
+def _write_run(target: Target, mode: str, planned: _PlannedRun) -> None:
     """Log one run."""
+    run = open_run(target, mode, planned.job_type, planned.parts, planned.name, planned.tags)
+    try:
+        run.config.update(without_secrets(planned.log(run)))
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def open_run(
+    target: Target, mode: str, job_type: str, parts: Sequence[str], name: str, tags: Sequence[str] = ()
+) -> Any:
+    """Begin a run of W&B.
+
+    Args:
+        target: Where to log.
+        mode: "online" or "offline".
+        job_type: What kind of run it is.
+        parts: What tells it from the others of its kind; the id follows from them.
+        name: For people.
+        tags: Beside those of the target.
+    """
     target.folder.mkdir(parents=True, exist_ok=True)
     # Artifacts wait here until they are synced, which may be on another machine: beside the runs, not in a home.
     os.environ.setdefault("WANDB_DATA_DIR", str(target.folder.resolve()))
-    run = wandb.init(
+    return wandb.init(
         project=target.project,
         entity=target.entity,
         group=target.group,
-        job_type=planned.job_type,
-        id=run_id,
-        name=planned.name,
-        tags=sorted({tag[-64:] for tag in (*target.tags, *planned.tags)}),  # W&B's limit
+        job_type=job_type,
+        id=id_of_run(target, job_type, *parts),
+        name=name,
+        tags=sorted({tag[-64:] for tag in (*target.tags, *tags)}),  # W&B's limit
         dir=target.folder,
         mode=mode,  # type: ignore[arg-type]
         reinit="create_new",
@@ -200,12 +259,11 @@ def _write_run(target: Target, mode: str, run_id: str, planned: _PlannedRun) -> 
             save_code=False,
         ),
     )
-    try:
-        run.config.update(without_secrets(planned.log(run)))
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
+
+
+def id_of_run(target: Target, job_type: str, *parts: str) -> str:
+    """Return the id of a run, the same whenever it is logged."""
+    return _digest(target.project, target.group, job_type, *parts)[:16]
 
 
 def update_report(target: Target) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import wandb
 
+from mesa_lm.errors import UsageError
 from mesa_lm.pipelines.secrets import without_secrets
 from mesa_lm.reporting.costs import RANKED_COSTS
 from mesa_lm.reporting.ranking import Entry
@@ -35,18 +38,9 @@ def log_method(run: Any, results: Results, entries: Sequence[Entry]) -> dict[str
         The run's configuration.
     """
     points = wandb.Table(columns=["task", "length", "metric", "value", "low", "high", "samples"])
-    run.define_metric("length")
-    for task in results.table.task.unique():
-        run.define_metric(f"{task}/*", step_metric="length")
-    for length, rows in results.table.groupby("length"):
-        logged: dict[str, Any] = {"length": length}
-        for row in measurements(rows):
-            low, high = row.interval or (None, None)
-            bounds = {"": row.value, "_stderr": row.stderr, "_low": low, "_high": high}
-            key = f"{row.task}/{row.metric}"
-            logged |= {f"{key}{name}": value for name, value in bounds.items() if value is not None}
-            points.add_data(row.task, row.length, row.metric, row.value, low, high, row.samples)
-        run.log(logged)
+    log_lengths(run, results.table)
+    for row in measurements(results.table.sort_values("length", kind="stable")):
+        points.add_data(row.task, row.length, row.metric, row.value, *(row.interval or (None, None)), row.samples)
     run.log({"points": points})
     _log_samples(run, results)
     ranked = {f"{entry.task}/{key}": entry.row()[key] for entry in entries for key in SUMMARY}
@@ -54,6 +48,26 @@ def log_method(run: Any, results: Results, entries: Sequence[Entry]) -> dict[str
     config = _config(results)
     _log_files(run, results, config)
     return config
+
+
+def log_lengths(run: Any, table: pd.DataFrame) -> None:
+    """Log every metric against length.
+
+    Args:
+        run: The W&B run.
+        table: Rows of one model and method, as in `Results`.
+    """
+    run.define_metric("length")
+    for task in table.task.unique():
+        run.define_metric(f"{task}/*", step_metric="length")
+    for length, rows in table.groupby("length"):
+        logged: dict[str, Any] = {"length": length}
+        for row in measurements(rows):
+            low, high = row.interval or (None, None)
+            bounds = {"": row.value, "_stderr": row.stderr, "_low": low, "_high": high}
+            key = f"{row.task}/{row.metric}"
+            logged |= {f"{key}{name}": value for name, value in bounds.items() if value is not None}
+        run.log(logged)
 
 
 def log_leaderboard(run: Any, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -69,9 +83,10 @@ def _log_samples(run: Any, results: Results) -> None:
     table = wandb.Table(columns=["task", "length", "metric", "score", "expected", "found"])
     for row in measurements(results.table.drop_duplicates("name")):
         scored = (answer for answer in answers(row) if isinstance(answer.score, int | float))
-        for answer in islice(scored, SAMPLES):
-            texts = (text[:SAMPLE_LENGTH] for text in (answer.expected, answer.found))
-            table.add_data(row.task, row.length, row.metric, float(answer.score), *texts)
+        with suppress(UsageError):  # a damaged file; `track` names it
+            for answer in islice(scored, SAMPLES):
+                texts = (text[:SAMPLE_LENGTH] for text in (answer.expected, answer.found))
+                table.add_data(row.task, row.length, row.metric, float(answer.score), *texts)
     if table.data:
         run.log({"samples": table})
 
@@ -117,7 +132,7 @@ def _throughput(results: Results) -> dict[str, float]:
     for path, file in results.files.items():
         try:
             seconds += float(file.content["total_evaluation_time_seconds"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
         rows = results.table[results.table.source == path]
         tasks = rows.groupby("name")[["length", "samples"]].max().fillna(0)

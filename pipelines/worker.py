@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from lm_eval import simple_evaluate
 
@@ -19,10 +20,10 @@ from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.methods.registry import make_method
 from mesa_lm.models.memory import release, reset_peak, status_bytes
 from mesa_lm.pipelines.entry_tasks import entry_task_manager
-from mesa_lm.pipelines.lm_eval_output import printed_to
-from mesa_lm.pipelines.outcome import ShardReport
+from mesa_lm.pipelines.lm_eval_output import machine_asked_once, printed_to
+from mesa_lm.pipelines.outcome import Pulse, ShardReport
 from mesa_lm.pipelines.settings import Sweep
-from mesa_lm.pipelines.shard_keys import documents_digest
+from mesa_lm.pipelines.shard_keys import documents_digest, evaluation_digest
 from mesa_lm.pipelines.shards import Shard
 from mesa_lm.pipelines.store import Store
 
@@ -44,8 +45,10 @@ class Worker:
             os.chdir(cwd)
         self.sweep, self.model = sweep, sweep.models[model]
         self.store = Store(sweep.out)
+        self._sources = evaluation_digest()  # now: what is edited later is not what this process has imported
         self._lm: MesaHFLM | None = None
         self._method: int | None = None
+        self._moved = time.monotonic()
         torch.set_num_threads(sweep.workers.threads)
         if not sweep.workers.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide the GPUs from a worker that asked for none
@@ -57,6 +60,7 @@ class Worker:
         Nothing is raised: what went wrong is a result of the sweep.
         """
         start = time.perf_counter()
+        self._moved = time.monotonic()
         log = self.store.log_path(shard.key)
         try:
             with printed_to(log):
@@ -82,6 +86,16 @@ class Worker:
             return ShardReport(status="failed", error=told, seconds=seconds, disk_full=disk_full)
         return ShardReport(status="done", seconds=seconds)
 
+    def pulse(self) -> Pulse:
+        """Say, from another thread than `run`, where this is and whether the shard moves on."""
+        moved = max(self._moved, self._lm.bar.moved if self._lm is not None else 0.0)
+        return Pulse(
+            node=ray.get_runtime_context().get_node_id(),
+            pid=os.getpid(),
+            still_s=time.monotonic() - moved,
+            gpu_bytes=torch.cuda.memory_reserved() if self.device.type == "cuda" else None,
+        )
+
     def _answers(self, shard: Shard) -> dict[str, Any]:
         """Return the responses of a shard's samples, and what lm-eval would save about the model."""
         lm = self._load(shard.method)
@@ -92,24 +106,31 @@ class Worker:
         leaf = manager.load([shard.leaf])["tasks"].get(shard.leaf)  # builds the documents, which is not to be measured
         if leaf is None:
             raise UsageError(f"this node knows no task {shard.leaf!r}; include_path must be on every node")
+        if f"{self._sources} {manager.sources(shard.leaf)}" != shard.sources:
+            raise UsageError(
+                "the sources of mesa-lm or of the task are not those that the sweep was planned with: this node has "
+                "others, or they were edited since; start the sweep again"
+            )
         if documents_digest(leaf, shard.start, shard.stop) != shard.documents:
             raise UsageError(
                 f"{shard.leaf} has other documents here than where the sweep was planned: it draws them at random "
                 "without a seed, or reads data that have changed"
             )
         _reset_peak(self.device)
+        self._moved = time.monotonic()  # model and documents are there
         start = time.perf_counter()
-        results = simple_evaluate(
-            model=lm,
-            tasks=[shard.leaf],
-            samples={shard.leaf: list(range(shard.start, shard.stop))},
-            num_fewshot=task.num_fewshot,
-            batch_size=self.sweep.batch_size,
-            bootstrap_iters=0,
-            log_samples=True,
-            random_seed=self.sweep.seed,
-            task_manager=manager,
-        )
+        with machine_asked_once():
+            results = simple_evaluate(
+                model=lm,
+                tasks=[shard.leaf],
+                samples={shard.leaf: list(range(shard.start, shard.stop))},
+                num_fewshot=task.num_fewshot,
+                batch_size=self.sweep.batch_size,
+                bootstrap_iters=0,
+                log_samples=True,
+                random_seed=self.sweep.seed,
+                task_manager=manager,
+            )
         evaluation_s = time.perf_counter() - start
         assert results is not None
         responses = {sample["doc_id"]: sample["resps"] for sample in results["samples"][shard.leaf]}

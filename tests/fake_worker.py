@@ -5,13 +5,25 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 
 import ray
 
-from mesa_lm.pipelines.outcome import ShardReport
+from mesa_lm.pipelines.entry_tasks import load_leaves
+from mesa_lm.pipelines.outcome import Pulse, ShardReport
 from mesa_lm.pipelines.store import Store
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+
+
+def start_ray(**options):
+    """Start Ray; it gives up a node that is not there in 30 seconds, which a busy machine may need."""
+    options |= {"include_dashboard": False, "log_to_driver": False, "logging_level": 40}
+    for _ in range(4):
+        with suppress(Exception):
+            return ray.init(**options)
+        ray.shutdown()
+    return ray.init(**options)
 
 
 class FakeWorker:
@@ -20,10 +32,18 @@ class FakeWorker:
     def __init__(self, sweep, model, cwd):
         self.sweep = sweep
         self.store = Store(sweep.out)
+        self.moved = time.monotonic()
+
+    def pulse(self):
+        node = ray.get_runtime_context().get_node_id()
+        return Pulse(node=node, pid=os.getpid(), still_s=time.monotonic() - self.moved)
 
     def run(self, shard):
+        self.moved = time.monotonic()
         with (self.sweep.out / "ran").open("a") as file:
             file.write(f"{shard.key}\n")
+        with (self.sweep.out / "who").open("a") as file:
+            file.write(f"{ray.get_runtime_context().get_node_id()} {os.getpid()}\n")
         order = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
         what = order.read_text() if order.exists() else ""
         if what == "kill once":
@@ -31,9 +51,15 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "slow":
             time.sleep(2)
+        while what == "wait" and not (self.sweep.out / "go on").exists():
+            self.moved = time.monotonic()
+            time.sleep(0.05)
         if what == "hang once":
             order.unlink()
             time.sleep(600)
+        if what == "stop once":
+            order.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
         if what in ("failed", "oom"):
             return ShardReport(status=what, error=f"{what} on purpose", seconds=0.0)
         eaten = []
@@ -46,22 +72,22 @@ class FakeWorker:
         about |= {"model_info": {"mesa_lm": {"truncated_samples": 0}}, "seconds": 0.1}
         about["tokenizer"] = dict.fromkeys(("pad_token", "eos_token", "bos_token"), "x")
         about["tokenizer"] |= dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id"), 0)
-        self.store.write_shard(
-            shard.key, about | {"responses": {str(i): [["1"]] for i in range(shard.start, shard.stop)}}
-        )
+        self.store.write_shard(shard.key, about | {"responses": self.answers(shard)})
         return ShardReport(status="done", seconds=0.1)
 
+    def answers(self, shard):
+        order = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
+        if order.exists() and order.read_text() == "nonsense":
+            return {str(i): [[7]] for i in range(shard.start, shard.stop)}  # which is no text to be scored
+        return {str(i): [["1"]] for i in range(shard.start, shard.stop)}
 
-class NodeWorker(FakeWorker):
-    """Hangs only until the node is removed, if it happens to run on the other one."""
 
-    def run(self, shard):
-        order_file = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
-        if order_file.exists():
-            order_file.unlink()
-            while not (self.sweep.out / "removed").exists():
-                time.sleep(0.05)
-        return super().run(shard)
+class RightWorker(FakeWorker):
+    """Knows every passkey."""
+
+    def answers(self, shard):
+        leaf = load_leaves(self.sweep, self.sweep.models[shard.model], self.sweep.tasks[shard.task])[shard.leaf]
+        return {str(i): [[str(leaf.eval_docs[i]["key"])]] for i in range(shard.start, shard.stop)}
 
 
 class ElsewhereWorker(FakeWorker):
@@ -74,6 +100,11 @@ class ElsewhereWorker(FakeWorker):
 
 def order(sweep, method, leaf, start, what):
     (sweep.out / f"{method}-{leaf}-{start}").write_text(what)
+
+
+def who(sweep):
+    """Node and process of every shard that began, in their order."""
+    return [tuple(line.split()) for line in (sweep.out / "who").read_text().splitlines()]
 
 
 def ran(sweep):

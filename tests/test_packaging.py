@@ -137,7 +137,7 @@ def test_what_is_pickled_in_a_checkout_is_read_where_a_wheel_is_installed(wheel:
 
     sweep = Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=["passkey_long"])
     numbers = dict.fromkeys(("model", "method", "task", "start", "stop", "cost"), 0)
-    shard = Shard(**numbers, key="k", leaf="passkey_long_1k", length=1024, documents="")
+    shard = Shard(**numbers, key="k", leaf="passkey_long_1k", length=1024, documents="", sources="")
     sent = (sweep, shard, Worker, ShardReport(status="done"), Question(71, 0.5))
     (tmp_path / "sent").write_bytes(pickle.dumps(sent))
     code = """

@@ -1,7 +1,6 @@
 """The key-value cache: buffers that grow geometrically, keys stored at the positions at which they are scored."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +29,10 @@ class CachedRow:
     recent_len: int = -1
 
 
-class WovenCache(Cache):
+class WovenCache:
     """Keys and values of a batch of sequences of any lengths, without padding: token i of a row lies in slot i.
+
+    transformers meets it as the content of a cache of its own, see `cache_layer`.
 
     Attributes:
         rows: State of each sequence.
@@ -44,7 +45,6 @@ class WovenCache(Cache):
     """
 
     def __init__(self, batch_size: int) -> None:
-        super().__init__(layers=[])
         self.rows = [CachedRow() for _ in range(batch_size)]
         self.columns = 0
         self.keys: dict[int, Tensor] = {}
@@ -62,16 +62,19 @@ class WovenCache(Cache):
             layers: The model's layers.
 
         Raises:
-            ModelError: Its layers do not hold every token that will be seen, for example those of a static or a
-                quantised cache.
+            ModelError: Its layers do not hold every token that will be seen, for example those of a quantised cache.
         """
         woven = cls(len(columns))
-        woven.columns = cache.get_seq_length()
+        woven.columns = int(cache.get_seq_length())
         for row, kept in zip(woven.rows, columns, strict=True):
             row.length = row.prompt_len = len(kept)
         longest = max(row.length for row in woven.rows)
         for index, layer in enumerate(cache.layers):
-            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            # Layers of a static cache have room for more.
+            keys, values = (
+                None if held is None else held[:, :, : woven.columns]
+                for held in (getattr(layer, name, None) for name in ("keys", "values"))
+            )
             window = layers.of(index).window
             # A sliding layer may have dropped what none of its later queries sees.
             dropped = 0 if keys is None else woven.columns - keys.shape[2]
@@ -190,9 +193,12 @@ class WovenCache(Cache):
         row.length -= len(dropped)
 
     def _reserve(self, layer: int, length: int, like: Tensor) -> None:
-        """Make room for `length` tokens per row; a growing buffer gets an eighth more than it needs."""
+        """Make room for `length` tokens per row; a growing buffer gets an eighth more than it needs.
+
+        Buffers follow the dtype and the device of what is written, which change with the model's or with autocast.
+        """
         old = self.keys.get(layer)
-        if old is not None and old.shape[2] >= length:
+        if old is not None and old.shape[2] >= length and (old.dtype, old.device) == (like.dtype, like.device):
             return
         capacity = length + max(64, length // 8 if old is not None else 0)
         shape = (len(self.rows), like.shape[1], capacity, like.shape[3])
@@ -202,35 +208,12 @@ class WovenCache(Cache):
                 grown[:, :, : old.shape[2]] = buffers[layer]
             buffers[layer] = grown
 
-    # What transformers asks of a cache in generation.
-
-    def __len__(self) -> int:
-        """Return the number of layers held; some models ask whether there are any."""
-        return len(self.keys)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the padded input columns consumed so far."""
-        return self.columns
-
-    @property
-    def is_compileable(self) -> bool:
-        """Growing buffers do not fit a compiled graph."""
-        return False
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Make row i a copy of row beam_idx[i]."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def select(self, indices: Tensor) -> None:
         """Keep the rows with these indices, in this order, repetitions allowed."""
         self.rows = [replace(self.rows[i]) for i in indices.tolist()]
         for buffers in (self.keys, self.values, self.recent_keys, self.recent_values):
             for layer, buffer in buffers.items():
                 buffers[layer] = buffer.index_select(0, indices.to(buffer.device))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
-        self.batch_select_indices(torch.arange(len(self.rows)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens of every row.
@@ -248,7 +231,3 @@ class WovenCache(Cache):
             row.length -= count
             row.recent_len = -1
         self.columns -= count
-
-    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Refuse: only the method's own passes write here, so the untouched model must not be given this cache."""
-        raise UsageError("this cache belongs to an extrapolated model; pass it only to the model that returned it")

@@ -59,7 +59,7 @@ class ForwardCall:
     @property
     def past(self) -> int:
         """Cached columns, padding included."""
-        return 0 if self.cache is None else self.cache.get_seq_length()
+        return 0 if self.cache is None else int(self.cache.get_seq_length())
 
     def longest_row(self) -> int:
         """Return the most tokens that a row has after the call, cached ones included, padding not."""
@@ -88,7 +88,7 @@ class ForwardCall:
         """Return for each row the columns of its cached tokens."""
         if self.attention_mask is None:
             return [torch.arange(self.past)] * self.batch
-        return [row.nonzero()[:, 0] for row in self._mask()[:, : self.past].bool().cpu()]
+        return [row.nonzero()[:, 0] for row in self._padding()[:, : self.past]]
 
     def columns(self) -> list[Tensor]:
         """Return for each row the columns of its new tokens, counted from the first new one.
@@ -99,21 +99,37 @@ class ForwardCall:
         if self.attention_mask is None:
             own = [torch.arange(self.new)] * self.batch
         else:
-            own = [row.nonzero()[:, 0] for row in self._mask()[:, self.past :].bool().cpu()]
+            own = [row.nonzero()[:, 0] for row in self._padding()[:, self.past :]]
             if not any(map(len, own)):
                 raise ModelError("attention_mask hides every new token")
         self._check_positions(own)
         return own
 
-    def _mask(self) -> Tensor:
-        """Return the mask, checked."""
+    def _padding(self) -> Tensor:
+        """Return the mask as (batch, cached + new), False for padding, on the CPU.
+
+        A causal one of four dimensions is what `generate` makes of that for a static cache.
+
+        Raises:
+            ModelError: It says something else.
+        """
         assert self.attention_mask is not None
-        if self.attention_mask.shape != (self.batch, self.past + self.new):
-            raise ModelError(
-                f"attention_mask must be 2-D and cover cached and new tokens, ({self.batch}, {self.past + self.new}), "
-                f"beyond the training length; found {tuple(self.attention_mask.shape)}"
-            )
-        return self.attention_mask
+        past, new, mask = self.past, self.new, self.attention_mask.cpu()
+        if mask.shape == (self.batch, past + new):
+            return mask.bool()
+        if mask.ndim == 4 and mask.shape[:3] == (self.batch, 1, new) and mask.shape[3] >= past + new:
+            # One that is not boolean is added to the scores.
+            visible = (mask if mask.dtype == torch.bool else mask == 0)[:, 0]
+            is_mask = mask.dtype == torch.bool or bool(((mask == 0) | (mask < -1e4)).all())
+            kept = visible[:, -1, : past + new]
+            causal = torch.ones(new, past + new, dtype=torch.bool).tril(past) & kept[:, None]
+            differs = (visible[..., : past + new] != causal).any(-1) | visible[..., past + new :].any(-1)
+            if is_mask and not bool((differs & kept[:, past:]).any()):
+                return kept
+        raise ModelError(
+            f"attention_mask must be 2-D and cover cached and new tokens, ({self.batch}, {past + new}), beyond the "
+            f"training length; found {tuple(mask.shape)}"
+        )
 
     def _check_positions(self, columns: list[Tensor]) -> None:
         """Refuse position_ids that are not consecutive over a row's tokens; where they start makes no difference."""
@@ -161,13 +177,16 @@ class WantedLogits:
         return slot
 
     def of(self, columns: Tensor) -> int | Tensor:
-        """Return which logits of a pass are wanted, as its `logits_to_keep`: 0 for all, else a mask like `columns`.
+        """Return which logits of a pass are to be computed, as its `logits_to_keep`: those that any of its rows wants.
 
         Args:
             columns: (rows of the pass, len) input columns of its tokens.
+
+        Returns:
+            0 for all, else the indices along `len`.
         """
-        wanted = self.slot[columns] >= 0
-        return 0 if bool(wanted.all()) else wanted
+        kept = self._wanted_by_any_row(columns)
+        return 0 if bool(kept.all()) else kept.nonzero()[:, 0]
 
     def put(self, rows: Tensor, columns: Tensor, logits: Tensor) -> None:
         """Take the logits of a pass.
@@ -175,16 +194,20 @@ class WantedLogits:
         Args:
             rows: (rows of the pass,) their batch rows.
             columns: (rows of the pass, len) input columns of its tokens.
-            logits: The wanted ones, (..., vocabulary).
+            logits: (rows of the pass, kept, vocabulary), as `of` asked for.
         """
         if self._logits is None:
             shape = self._call.batch, int(self.slot.max()) + 1
             self._logits = logits.new_zeros(*shape, logits.shape[-1])
-        slot = self.slot[columns]
+        slot = self.slot[columns[:, self._wanted_by_any_row(columns)]]
         wanted = slot >= 0
         if bool(wanted.any()):
-            place = rows[:, None].expand_as(columns)[wanted].to(logits.device), slot[wanted].to(logits.device)
-            self._logits[place] = logits.flatten(0, -2)
+            place = rows[:, None].expand_as(slot)[wanted].to(logits.device), slot[wanted].to(logits.device)
+            self._logits[place] = logits[wanted.to(logits.device)]
+
+    def _wanted_by_any_row(self, columns: Tensor) -> Tensor:
+        """Return (len,) whether some row of a pass wants the logits there."""
+        return (self.slot[columns] >= 0).any(0)
 
     def result(self) -> Tensor:
         """Return the wanted logits of every row, in the order asked for, (batch, wanted columns, vocabulary)."""

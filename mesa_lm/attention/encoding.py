@@ -57,8 +57,8 @@ def multiply(states: Tensor, factor: Tensor | float, spared: int) -> Tensor:
     if isinstance(factor, Tensor):
         factor = factor.to(states.device)
     if not spared:
-        return states * factor
-    return torch.cat([states[..., :spared], states[..., spared:] * factor], dim=-1)
+        return (states * factor).to(states.dtype)
+    return torch.cat([states[..., :spared], (states[..., spared:] * factor).to(states.dtype)], dim=-1)
 
 
 class Encoding:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mesa_lm.attention.band_pass import BandPass
 from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.attention.call import ForwardCall, WantedLogits
 from mesa_lm.attention.chunk_pass import MiddleChunksPass
 from mesa_lm.attention.chunk_store import ChunkStore, Shared, split_by_store
@@ -177,13 +178,22 @@ class PassPlan:
 
 def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
     """Return the cache that a call goes on with: the one it brings, made ours if the untouched model filled it."""
-    if isinstance(call.cache, WovenCache):
-        if len(call.cache.rows) != call.batch:
-            raise ModelError(f"the cache holds {len(call.cache.rows)} rows, the input has {call.batch}")
-        return call.cache
-    if call.cache is None or call.past == 0:
+    if call.past == 0:
         return WovenCache(call.batch)
-    cache = WovenCache.from_rotated(call.cache, call.cached_columns(), layers)
+    held = woven_layer(call.cache)
+    if held is not None:
+        if len(held.woven.rows) != call.batch:
+            raise ModelError(f"the cache holds {len(held.woven.rows)} rows, the input has {call.batch}")
+        return held.woven
+    assert call.cache is not None
+    cached = call.cached_columns()
+    longest = max(map(len, cached))
+    if not method.is_untouched(longest, cached=False):
+        raise ModelError(
+            f"the cache holds {longest} tokens that were not run under method {method.name!r}, which does not leave "
+            "so many alone; begin with a new cache"
+        )
+    cache = WovenCache.from_rotated(call.cache, cached, layers)
     if method.has_bands:
         for batch, row in enumerate(cache.rows):
             index = torch.arange(row.length)

@@ -4,7 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mesa_lm.errors import UsageError, lost_link
+import typer
+
+from mesa_lm.errors import UsageError, lost_link, unknown_name
+
+PIPELINES = Path(__file__).parents[1] / "pipelines"
 
 
 @contextmanager
@@ -14,10 +18,27 @@ def pipelines_needed() -> Iterator[None]:
     Raises:
         UsageError: They, or what they need, are not installed.
     """
-    folder = Path(__file__).parents[1] / "pipelines"
-    if not folder.is_dir():
-        raise lost_link(folder)
+    if not PIPELINES.is_dir():
+        raise lost_link(PIPELINES)
     try:
         yield
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == "mesa_lm":
+            raise  # a fault of ours, which no installation mends
         raise UsageError(f'this command needs {error.name}: pip install "mesa-lm[pipelines]"') from error
+
+
+def print_example(name: str | None) -> None:
+    """Print a sweep file that comes with the package, and end the command.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name is None:
+        return
+    with pipelines_needed():
+        examples = {path.stem: path for path in PIPELINES.glob("*.yaml")}
+    if name not in examples:
+        raise UsageError(unknown_name("example", name, examples))
+    print(examples[name].read_text(encoding="utf-8"), end="")
+    raise typer.Exit

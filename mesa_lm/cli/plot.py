@@ -1,10 +1,12 @@
 """The command `mesa-lm plot`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from mesa_lm.cli.damage import refuse_damage, report_damage
 from mesa_lm.errors import UsageError
 
 
@@ -21,7 +23,9 @@ def plot(
         Path | None,
         typer.Option(help="File to draw: .png, .svg or .pdf. Default: ./TASK_METRIC.png.", show_default=False),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Metric to draw.")] = "acc",
+    metric: Annotated[
+        str | None, typer.Option(help="Metric to draw. Default: acc, or nll where there is none.", show_default=False)
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Task group to draw, where the results hold several.", show_default=False)
     ] = None,
@@ -33,6 +37,9 @@ def plot(
         int | None,
         typer.Option(help="With --by position: the input length. Default: the longest.", show_default=False),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a damaged file. Default: leave it out, name it, exit with 1.")
+    ] = False,
 ) -> None:
     """Draw a metric against input length, depth or position.
 
@@ -47,8 +54,16 @@ def plot(
 
     if length is not None and by != "position":
         raise UsageError("--length goes with --by position only")
+    if metric is not None and by == "position":
+        raise UsageError("--by position draws nll; leave --metric out")
     found = read(results)
-    chosen = found.select("nll" if by == "position" else metric, task).table
+    if strict:
+        refuse_damage(found.problems)
+    if metric is None:
+        measured = set(found.where(task=task).table.metric)
+        has_loss_alone = "nll" in measured and "acc" not in measured
+        metric = "nll" if by == "position" or (by == "length" and has_loss_alone) else "acc"
+    chosen = found.select(metric, task).table
     name = chosen.task.iloc[0]
     same_task = found.where(task=name).table
     if by == "depth":
@@ -57,6 +72,8 @@ def plot(
         figure = position_figure(same_task, length)
     else:
         figure = length_figure(chosen, same_task)
-    path = out or Path(f"{name}_{metric}.png" if by == "length" else f"{name}_{by}.png")
+    drawn = re.sub(r"[^\w.+-]+", "_", f"{name}_{metric if by == 'length' else by}")
+    path = out or Path(f"{drawn}.png")
     save_figure(figure, path)
     print(path)
+    report_damage(found.problems)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mesa_lm.cli.options import refuse_duplicates
+from mesa_lm.cli.progress import shown_progress
 from mesa_lm.errors import UsageError
 
 DEFAULT_WORD = "hello"
@@ -41,6 +43,8 @@ def probe(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and probe.json.")] = Path("probe"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: cuda if there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 ...; auto: as the weights are.")] = "auto",
     in_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Predict from hidden states at which length each method fails, and measure it.
@@ -50,15 +54,15 @@ def probe(
     """
     if word is not None and text is not None:
         raise UsageError("probe: give --word or --text, not both")
-    from rich.console import Console
+    refuse_duplicates("--method", method or [])
+    with shown_progress() as progress:
+        progress("loading the model")
+        from mesa_lm.reporting.files import make_folder, save_file
+        from mesa_lm.studies.probe.figures import save_figures
+        from mesa_lm.studies.probe.findings import print_findings
+        from mesa_lm.studies.probe.probe_model import probe_model
 
-    from mesa_lm.reporting.files import make_folder, save_file
-    from mesa_lm.studies.probe.figures import save_figures
-    from mesa_lm.studies.probe.findings import print_findings
-    from mesa_lm.studies.probe.probe_model import probe_model
-
-    make_folder(out)
-    with Console(stderr=True).status("loading the model") as status:
+        make_folder(out)
         findings = probe_model(
             model=model,
             names=method or [],
@@ -69,7 +73,9 @@ def probe(
             top=top,
             samples=samples,
             results=results,
-            progress=status.update,
+            device=device,
+            dtype=dtype,
+            progress=progress,
         )
     saved = json.dumps(findings.as_json(), indent=2)
     save_file(out / "probe.json", saved + "\n")

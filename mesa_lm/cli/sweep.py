@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mesa_lm.cli.extras import pipelines_needed
+from mesa_lm.cli.extras import pipelines_needed, print_example
 from mesa_lm.lengths import length_label
 
 if TYPE_CHECKING:
@@ -22,22 +23,32 @@ if TYPE_CHECKING:
 SHOWN_ALIKE = 3  # shards that failed for the same reason, of which the summary names so many
 
 
+CONFIGURATION = typer.Argument(metavar="CONFIG", help="A YAML file; see docs/pipeline.md.")
+OVERRIDES = typer.Option("--set", help="Replace a setting: name=value; may be given again.", show_default=False)
+ADDRESS = typer.Option(
+    help="Ray cluster: auto, HOST:PORT, or ray://HOST:PORT. Default: one on this machine.", show_default=False
+)
+
+
 def sweep(
-    configuration: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see docs/pipeline.md.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Replace a setting: name=value; may be given again.", show_default=False),
-    ] = None,
+    configuration: Annotated[Path, CONFIGURATION],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder, instead of the file's.", show_default=False)] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster: auto, or ray://HOST:10001. Default: one on this machine.", show_default=False),
-    ] = None,
+    address: Annotated[str | None, ADDRESS] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the shards and what they cost, and stop.")] = False,
     # The default is a rough rate of a 7B model in half precision on one data-centre GPU.
     tokens_per_s: Annotated[
         float, typer.Option(min=1, help="Tokens per second and GPU, for the estimate of --dry-run.")
     ] = 5000.0,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            callback=print_example,
+            is_eager=True,
+            help="Print a sweep file to begin with, such as demo, and exit.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Evaluate models x methods x tasks x lengths on a Ray cluster.
 
@@ -45,16 +56,32 @@ def sweep(
     """
     with pipelines_needed():
         from mesa_lm.pipelines.sweep_file import load_sweep
-    settings = load_sweep(configuration, [*(overrides or []), *([f"out={out}"] if out else [])])
+    settings = load_sweep(configuration, [*(overrides or []), *([f"out={out}"] if out is not None else [])])
     if dry_run:
         _print_plan(settings, tokens_per_s)
-        return
+    elif evaluate(settings, address):
+        raise typer.Exit(1)
+
+
+def evaluate(settings: Sweep, address: str | None) -> bool:
+    """Run a sweep, log it to W&B if it says so, and print what became of it.
+
+    Returns:
+        Whether something failed.
+    """
     with pipelines_needed():
+        from mesa_lm.pipelines.live_tracking import LiveTracking, settled_mode
         from mesa_lm.pipelines.run import run_sweep
         from mesa_lm.pipelines.store import Store
         from mesa_lm.pipelines.tracking import Target, log_results
+    live = None
+    if settings.wandb is not None:
+        where = settings.wandb.model_dump()
+        group = where.pop("group") or settings.name
+        target = Target(group=group, folder=settings.out.absolute() / "tracking", **where)
+        live = LiveTracking(target) if target.resolved_mode != "disabled" else None
     try:
-        outcome = run_sweep(settings, address)
+        outcome = run_sweep(settings, address, live=live)
     except KeyboardInterrupt:
         kept = Store(settings.out).count_shards()
         print(
@@ -62,12 +89,15 @@ def sweep(
             file=sys.stderr,
         )
         raise
-    if settings.wandb is not None and outcome.results:
-        target = Target(group=settings.name, folder=settings.out / "tracking", **dict(settings.wandb))
-        log_results([settings.out / "results"], target)
+    finally:
+        if live is not None:
+            live.close()
+    if live is not None and outcome.results:
+        # Whatever became of W&B meanwhile, the sweep's end does not wait for it.
+        mode = settled_mode(live.target)
+        log_results([settings.out / "results"], replace(live.target, mode=mode))
     _print_outcome(settings, outcome)
-    if outcome.failed or outcome.unwritten:
-        raise typer.Exit(1)
+    return bool(outcome.failed or outcome.unwritten)
 
 
 def _print_outcome(settings: Sweep, outcome: Outcome) -> None:

@@ -1,10 +1,12 @@
 """The command `mesa-lm track`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mesa_lm.cli.damage import report_damage
 from mesa_lm.cli.extras import pipelines_needed
 
 
@@ -24,10 +26,20 @@ def track(
 ) -> None:
     """Log results to Weights & Biases: a run per model and method, and the leaderboard.
 
-    Logging again replaces what was logged before. Offline runs are sent later by `wandb sync`.
+    Logging again replaces what was logged before. Offline runs are sent later by `wandb sync`. Exit status 1 if a run
+    could not be logged.
     """
     with pipelines_needed():
         from mesa_lm.pipelines import tracking
     target = tracking.Target(project=project, group=group, folder=folder, entity=entity, mode=mode)
-    for name in tracking.log_results(results, target):
+    target.check()
+    logged = tracking.log_results(results, target)
+    for name in logged.done:
         print(name)
+    if logged.unchanged:
+        print(f"logged before and unchanged: {', '.join(logged.unchanged)}", file=sys.stderr)
+    if logged.failed:
+        print(f"error: not logged: {', '.join(logged.failed)}", file=sys.stderr)
+    report_damage(logged.problems)
+    if logged.failed:
+        raise typer.Exit(1)

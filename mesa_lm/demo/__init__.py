@@ -1,4 +1,4 @@
-"""The demo model that ships with the package: a small Llama trained by `pipelines/demo_model.py`."""
+"""The demo model that ships with the package: a small Llama; `pipelines/development/train_demo_model.py` trained it."""
 
 from pathlib import Path
 

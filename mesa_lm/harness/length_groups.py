@@ -13,16 +13,23 @@ Each length is a task `<group>_<label>`, labelled `4k` for multiples of 1024 and
 be asked for by name, with either label. The task's `custom_dataset` function is given it as `length=`.
 """
 
+import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+import torch
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from mesa_lm.errors import UsageError
 from mesa_lm.lengths import length_name, split_length_name
+from mesa_lm.models.memory import free_bytes
+
+# Four characters, kept in the table of documents, in the requests made of them and in the samples that are logged.
+BYTES_PER_TOKEN = 12
 
 
 class LengthName(str):
@@ -92,6 +99,35 @@ class LengthGroups:
                 lengths[group].add(length)
         return {group: sorted(found) for group, found in lengths.items() if group in self._groups}
 
+    def option_names(self, name: str) -> set[str] | None:
+        """Return the options of the length group that a name is or belongs to; None if there is no such group.
+
+        They are the arguments of the task's function that lm-eval does not fill in itself, and `lengths`.
+        """
+        group = self._of(name)
+        if group is None:
+            return None
+        task = load_yaml(group.yaml_path.parent / group.cfg["metadata"]["length_task"])
+        return {"lengths", "tokenizer", *inspect.signature(task["custom_dataset"]).parameters} - {
+            "length",
+            "model_args",
+        }
+
+    def hint(self, name: str) -> str:
+        """Return what may be meant by a name that begins with a length group's but is not one of its tasks; "" else."""
+        group, _, label = name.rpartition("_")
+        if group not in self._groups or split_length_name(name)[1]:
+            return ""
+        number = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(k?)", label.lower())
+        tokens = round(float(number[1]) * (1024 if number[2] else 1)) if number else 0
+        hint = f"; did you mean {length_name(group, tokens)!r}?" if tokens else ""
+        return (
+            f"{hint} (allowed: a whole number of tokens, such as {group}_3000, or of 1024 tokens, such as {group}_4k)"
+        )
+
+    def _of(self, name: str) -> Entry | None:
+        return self._groups.get(name) or self._groups.get(split_length_name(name)[0])
+
     def check(self, name: str, metadata: Mapping[str, Any]) -> None:
         """Check the user's metadata for the length group that a name is or belongs to, if there is one.
 
@@ -102,7 +138,7 @@ class LengthGroups:
         Raises:
             MesaError: They do not suit it.
         """
-        group = self._groups.get(name) or self._groups.get(split_length_name(name)[0])
+        group = self._of(name)
         if group is None:
             return
         if "lengths" in metadata and not _is_lengths(metadata["lengths"]):
@@ -111,6 +147,19 @@ class LengthGroups:
                 f"such as [4096, 8192]; found {metadata['lengths']!r}"
             )
         load_yaml(group.yaml_path)["metadata"]["check"](metadata)
+        self._check_memory(name, group, metadata)
+
+    def _check_memory(self, name: str, group: Entry, metadata: Mapping[str, Any]) -> None:
+        """Refuse prompts that would not fit into memory, of which lengths set no limit."""
+        task = load_yaml(group.yaml_path.parent / group.cfg["metadata"]["length_task"], resolve_func=False)
+        number = metadata.get("num_samples") or (task.get("metadata") or {}).get("num_samples") or 1
+        tokens = sum(split_length_name(task)[1] for task in self._tasks.get(name, [name]))
+        needed, free = tokens * number * BYTES_PER_TOKEN, free_bytes(torch.device("cpu"))
+        if needed > free:
+            raise UsageError(
+                f"{name}: {tokens:,} tokens in each of {number:,} samples take about {needed / 2**30:,.0f} "
+                f"GiB of memory; {free / 2**30:.1f} GiB are free"
+            )
 
 
 def _is_lengths(value: object) -> TypeGuard[list[int]]:

@@ -8,11 +8,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.api.task import Task
 from torch import Tensor
+
+from mesa_lm.harness.sources import package_digest, task_digest
 
 # Below lm-eval's logger, because that one alone has a handler in an lm_eval run.
 logger = logging.getLogger("lm_eval.models.mesa_hf")
@@ -70,17 +73,19 @@ def interruption_reported(answers: Any) -> Iterator[None]:
         raise
 
 
-def key_requests_by_content(task: Task) -> None:
-    """Let `--cache_requests` find prompts again only for the same documents, options and tokenizer.
+def key_requests_by_content(task: Task, yaml: Path | None) -> None:
+    """Let `--cache_requests` find prompts again only for the same documents, options, sources and tokenizer.
 
     Args:
         task: Changed in place. Its documents are read when the cache is used.
+        yaml: The file that describes it, where there is one.
     """
     build = task.build_all_requests
 
     def build_all_requests(*, cache_requests: bool = False, tokenizer_name: str = "", **options: Any) -> None:
         if cache_requests:
-            content = [task.dump_config(), options.get("samples"), [dict(doc) for doc in task.eval_docs]]
+            sources = [package_digest(), yaml and task_digest(yaml)]
+            content = [sources, task.dump_config(), options.get("samples"), [dict(doc) for doc in task.eval_docs]]
             digest = sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()[:16]
             # lm-eval uses the name for nothing but the key.
             tokenizer_name = f"{tokenizer_name}-{digest}"

@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -11,14 +12,25 @@ import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import ModelError
 from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
-from mesa_lm.harness.model_args import check_store, checked_source, one_line_errors, refused_keyword, split_model_args
+from mesa_lm.harness.model_args import (
+    check_host_args,
+    check_store,
+    checked_quantization,
+    checked_source,
+    one_line_errors,
+    refused_keyword,
+    split_model_args,
+)
 from mesa_lm.harness.scoring import ScoringHFLM
+from mesa_lm.harness.sources import package_commit, package_digest
 from mesa_lm.methods.base import Method
+from mesa_lm.methods.installed import distribution_of
 from mesa_lm.methods.origin import Origin
 from mesa_lm.models.attach import extrapolate
 from mesa_lm.models.handle import Handle
@@ -73,11 +85,13 @@ class MesaHFLM(ScoringHFLM):
         self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
         self.stock_calls = isinstance(self.method, Origin)
         check_store(chunk_store_gib)
+        check_host_args(others)
         if others.get("token"):
             logger.warning(
                 "lm-eval writes model_args into its results, the token too: HF_TOKEN is not written anywhere"
             )
         self._options = {name: repr(value) for name, value in others.items() if name not in _WITHOUT_EFFECT}
+        self._quantization = checked_quantization(others)
         if pretrained is None:
             logger.info("No pretrained= given: running the demo model that ships with mesa-lm")
             pretrained = str(MODEL_PATH)
@@ -85,6 +99,8 @@ class MesaHFLM(ScoringHFLM):
             pretrained = checked_source(pretrained)
         elif not isinstance(pretrained, torch.nn.Module):
             raise ModelError(f"pretrained must be a folder, a name on the hub or a model, found {pretrained!r}")
+        elif self._quantization is not None:
+            raise ModelError("quantization_config works while weights are loaded; the given model is loaded already")
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
         self._store_gib = chunk_store_gib
@@ -109,6 +125,11 @@ class MesaHFLM(ScoringHFLM):
             handle = self._attached(method)
             back.pop_all()
         self._adopt(method, handle)
+
+    def close(self) -> None:
+        """Give a loaded model its own forward back; this object answers no more requests. Again does nothing."""
+        if self.handle is not None:
+            self.handle.remove()
 
     def _attached(self, method: Method) -> Handle | None:
         """Attach a method; not `origin` to a quantiser's own class, which runs as it is."""
@@ -135,6 +156,9 @@ class MesaHFLM(ScoringHFLM):
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
         with one_line_errors("model", pretrained):
             super()._get_config(pretrained, **kwargs)
+            if self._quantization is not None:
+                # From here `hf` takes it.
+                self._config.quantization_config = AutoQuantizationConfig.from_dict(dict(self._quantization))
 
     def _get_backend(self, config: Any, **kwargs: Any) -> None:
         super()._get_backend(config=config, **kwargs)
@@ -155,6 +179,26 @@ class MesaHFLM(ScoringHFLM):
     def _create_model(self, pretrained: str, **kwargs: Any) -> None:
         with one_line_errors("model", pretrained), refused_keyword(self.method.name, kwargs, HF_KEYWORDS):
             super()._create_model(pretrained=pretrained, **kwargs)
+
+    @contextmanager
+    def _progress(self, what: str, count: int, disable: bool) -> Iterator[None]:
+        if self.handle is not None and not self.handle.is_attached:
+            raise ModelError(f"method {self.method.name!r} has been removed from the model, which would run without it")
+        with super()._progress(what, count, disable):
+            yield
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a chat as `hf` does.
+
+        Raises:
+            ModelError: The tokenizer has no template for it.
+        """
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                f"apply_chat_template: the tokenizer {self.tokenizer.name_or_path!r} has no chat template; leave it out"
+            )
+        rendered: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        return rendered
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Generate as `hf` does.
@@ -181,6 +225,7 @@ class MesaHFLM(ScoringHFLM):
         info["mesa_lm"] = {
             **described,
             "version": __version__,
+            **package_commit()._asdict(),
             "device": str(self.model.device),  # what was used; lm-eval saves the option
             "dtype": str(self.model.dtype),
             "truncated_samples": self.truncated_samples,
@@ -190,8 +235,10 @@ class MesaHFLM(ScoringHFLM):
     def _describe(self) -> dict[str, Any]:
         """What determines an answer, beside the request."""
         parameters = asdict(self.method)
+        package = distribution_of(type(self.method))
         return {
             "method": self.method.name,
+            **({} if package is None else {"method_from": package}),
             "parameters": parameters,
             "train_length": parameters.get("train_length") or known_train_length(self.config),
             "pretrained": self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path,
@@ -211,6 +258,7 @@ class MesaHFLM(ScoringHFLM):
                 "dtype": str(self.model.dtype),
                 "weights": weights_digest(self.model),
                 "vocabulary": sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest(),
+                "sources": package_digest(),
                 "version": __version__,
             }
             use_own_table(cache_hook.dbdict, identity)

@@ -43,6 +43,18 @@ def _offer_model() -> None:
         model_registry.register(MODEL_NAME, target=MODEL_TARGET)
 
 
+def _offer_evaluation() -> None:
+    """Extend lm-eval's evaluation, see `mesa_lm.harness.evaluation`."""
+    extension = importlib.import_module("mesa_lm.harness.evaluation")
+    extension.extend_evaluator(sys.modules["lm_eval.evaluator"])
+
+
+def _offer_command() -> None:
+    """Extend lm-eval's command, see `mesa_lm.harness.lm_eval_command`."""
+    extension = importlib.import_module("mesa_lm.harness.lm_eval_command")
+    extension.extend_command(sys.modules["lm_eval._cli.harness"])
+
+
 def _offer_tasks() -> None:
     """Put our TaskManager in the place of lm-eval's, in every module that has it."""
     manager = sys.modules.get("lm_eval.tasks.manager")
@@ -63,6 +75,8 @@ _OFFERS: dict[str, Callable[[], None]] = {
     "lm_eval.models": _offer_model,
     "lm_eval.tasks.manager": _offer_tasks,
     "mesa_lm.harness.task_manager": _offer_tasks,
+    "lm_eval.evaluator": _offer_evaluation,
+    "lm_eval._cli.harness": _offer_command,
 }
 
 

@@ -11,12 +11,17 @@ REDRAW_S = 0.5
 
 
 class RequestBar:
-    """A bar over requests that also tells how far a long prompt is."""
+    """A bar over requests that also tells how far a long prompt is.
+
+    Attributes:
+        moved: When work last went on, of `time.monotonic`.
+    """
 
     def __init__(self) -> None:
         self._bar = tqdm(disable=True)
         self._tokens = self._tokens_run = 0
         self._drawn = 0.0
+        self.moved = time.monotonic()
 
     @contextmanager
     def over(self, what: str, count: int, hidden: bool) -> Iterator[None]:
@@ -32,6 +37,7 @@ class RequestBar:
 
     def advance(self, count: int = 1) -> None:
         """Count finished requests."""
+        self.moved = time.monotonic()
         self._bar.update(count)
 
     def show_tokens(self, length: int, rows: int = 1) -> None:
@@ -41,11 +47,13 @@ class RequestBar:
             length: Tokens of the longest row.
             rows: Their number.
         """
+        self.moved = time.monotonic()
         self._tokens, self._tokens_run = length * rows, 0
         self._bar.set_postfix_str(f"tokens={length}")
 
     def note_pass(self, tokens: int) -> None:
         """Show how far a long prompt is, of which so many tokens run next; decoded tokens are not counted."""
+        self.moved = time.monotonic()
         if self._tokens_run + tokens <= self._tokens:
             self._tokens_run += tokens
             due = time.monotonic() - self._drawn > REDRAW_S

@@ -1,7 +1,11 @@
 """Let lm-eval find this project's tasks, and run a group once per length (see `mesa_lm.harness.length_groups`)."""
 
+import inspect
 import random
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +15,28 @@ from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks.manager import TaskManager as StockTaskManager
 from lm_eval.utils import pattern_match
 
-from mesa_lm.errors import lost_link
+from mesa_lm.errors import UsageError, lost_link
+from mesa_lm.harness.left_out_logs import left_out
 from mesa_lm.harness.length_groups import LengthEntry, LengthGroups
 from mesa_lm.harness.lm_eval_caches import key_requests_by_content
-from mesa_lm.harness.lm_eval_command import report_errors_in_one_line
+from mesa_lm.harness.model_args import without_models
+from mesa_lm.harness.sent_lengths import check_sent_lengths
 from mesa_lm.harness.task_index import LazyIndex
 from mesa_lm.lengths import split_length_name
 
 TASKS_PATH = (Path(__file__).parents[1] / "tasks").resolve()  # of this project
 if not TASKS_PATH.is_dir():
     raise lost_link(TASKS_PATH)
+# The groups of this project; a file that starts with an underscore is a part of one.
+OWN_GROUPS = frozenset(path.stem for path in TASKS_PATH.glob("*/*.yaml") if not path.stem.startswith("_"))
+
+
+def is_own_task(spec: Any) -> bool:
+    """Return whether something that lm-eval loads, such as a name or a task, is of this project's groups."""
+    if isinstance(spec, Mapping):
+        spec = spec.get("task") or spec.get("group")
+    name = spec if isinstance(spec, str) else getattr(spec, "task_name", None)
+    return isinstance(name, str) and split_length_name(name)[0] in OWN_GROUPS
 
 
 class _Factory(TaskFactory):
@@ -44,9 +60,27 @@ class _Factory(TaskFactory):
         return _with_typed_features(config)
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
-        task = super()._build_task(entry, overrides)
-        key_requests_by_content(task)
+        # lm-eval would recommend to give it metadata, once for every length.
+        known = isinstance(entry, LengthEntry)
+        with left_out("lm_eval.api.task", "Custom kwargs can be passed") if known else nullcontext():
+            task = super()._build_task(entry, overrides)
+        dump = task.dump_config
+        task.dump_config = lambda: _with_named_functions(dump())
+        key_requests_by_content(task, entry.yaml_path)
+        if known:
+            check_sent_lengths(task)
         return task
+
+
+def _with_named_functions(value: Any) -> Any:
+    """Replace functions within a task's saved configuration by their names; their addresses are no one's concern."""
+    if isinstance(value, dict):
+        return {key: _with_named_functions(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_named_functions(part) for part in value]
+    if isinstance(value, str) and value.startswith("<"):  # printed already, for want of a source
+        return re.sub(r" at 0x[0-9a-f]+>$", ">", value)
+    return f"<function {value.__qualname__}>" if inspect.isroutine(value) else value
 
 
 def _with_typed_features(config: dict[str, Any]) -> dict[str, Any]:
@@ -85,16 +119,16 @@ class TaskManager(StockTaskManager):
             include_defaults: Whether to index lm-eval's own tasks.
             metadata: Options of the tasks, together with the arguments of the model.
         """
-        report_errors_in_one_line()
         chosen = [include_path] if isinstance(include_path, str | Path) else include_path or []
         others = [path for path in chosen if Path(path).resolve() != TASKS_PATH]
         # With tasks of the user's, lm-eval says which of its own they replace.
         waits = include_defaults and not others
+        metadata = without_models(metadata or {})
         super().__init__(verbosity, [TASKS_PATH, *others], include_defaults and not waits, metadata)
         self.include_path = include_path
         self._factory = _Factory(meta=metadata)
         held: dict[str, Entry] = vars(self)["_index"]
-        self._groups = LengthGroups(held, (metadata or {}).get("lengths"))
+        self._groups = LengthGroups(held, metadata.get("lengths"))
         self._index = self._tasks = LazyIndex(held, with_defaults=waits)
 
     @property
@@ -144,6 +178,30 @@ class TaskManager(StockTaskManager):
             self._groups.check(name, self.metadata or {})
         return names
 
+    def length_tasks(self, name: str) -> set[str]:
+        """Return the tasks of single lengths that a name of a length group, or of one, stands for."""
+        return self._groups.tasks([name]) or ({name} if self._groups.option_names(name) is not None else set())
+
+    def unknown_task(self, name: str) -> UsageError:
+        """Return the error for a name that no task has."""
+        shown = name if len(name) <= 60 else f"{name[:60]}..."
+        return UsageError(f"unknown task {shown!r}{self._groups.hint(name) or self._near(name)}")
+
+    def _near(self, name: str) -> str:
+        own = sorted(OWN_GROUPS)
+        near = get_close_matches(name, own, n=1) or get_close_matches(name, self.all_tasks, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{hint} (allowed: {', '.join(own)} and what `lm_eval ls tasks` lists)"
+
+    def option_names(self, task_list: Sequence[Any]) -> set[str] | None:
+        """Return the options that length groups have; None where one of the tasks is of no length group.
+
+        Args:
+            task_list: What lm-eval loads.
+        """
+        options = [self._groups.option_names(task) if isinstance(task, str) else None for task in task_list]
+        return None if None in options else {name for names in options for name in names or ()}
+
     def load(self, task_list: Any) -> Any:
         """Load tasks and groups, which are then evaluated together.
 
@@ -160,4 +218,6 @@ class TaskManager(StockTaskManager):
         if isinstance(spec, str):
             self._groups.add(spec)
             self._groups.check(spec, self.metadata or {})
+            if self._groups.hint(spec) and spec not in self._tasks:
+                raise self.unknown_task(spec)
         return super()._load_spec(spec)

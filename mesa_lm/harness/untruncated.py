@@ -11,6 +11,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from mesa_lm.harness.batching import largest_batch, padded
+from mesa_lm.harness.left_out_logs import left_out
 from mesa_lm.harness.lm_eval_caches import interruption_reported
 from mesa_lm.harness.progress_bar import RequestBar
 
@@ -117,7 +118,9 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
             ends = sorted({end for end in [*ends, self.eot_token_id] if end is not None})
             generation_kwargs.setdefault("eos_token_id", ends)
         self.bar.show_tokens(context.shape[1], len(context))
-        generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        # The inputs are meant to be longer than the model's config says.
+        with left_out("transformers.generation.stopping_criteria", "friendly reminder"):
+            generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         self.bar.advance(len(context))
         return generated
 

@@ -201,7 +201,7 @@ class Method:
 class TrainedMethod(Method):
     """A method that goes by the training length, the model's own or a given one."""
 
-    train_length: int = parameter(lambda T: T, "training length T in tokens", shown="T", at_least=1)
+    train_length: int = parameter(lambda T: T, "training length T in tokens", shown="T", at_least=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

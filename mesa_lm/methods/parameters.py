@@ -3,12 +3,12 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import field, fields
-from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from mesa_lm.errors import MethodError
 
+MOST = 10**9  # of any number: beyond all inputs, and positions and frequencies are finite in float32
 _IN_WORDS = {int: "an integer", float: "a number", bool: "true or false", NoneType: "none"}
 
 
@@ -21,7 +21,7 @@ class Declaration(NamedTuple):
             where the field has a default of its own.
         shown: The default in words: the rule's formula, or the value.
         at_least: Smallest number allowed.
-        at_most: Largest number allowed.
+        at_most: Largest number allowed; None: `MOST`.
     """
 
     text: str
@@ -84,7 +84,7 @@ def check_parameters(method: Any) -> None:
         if not any(_fits(value, kind, declaration) for kind in types[name]):
             default = "a value from the model" if declaration.rule else declaration.shown
             raise MethodError(
-                f"{method.name}: {name} must be {allowed(type(method), name)}, found {value!r}; "
+                f"{method.name}: {name} must be {allowed(type(method), name)}, found {_found(value)}; "
                 f"leave it out to use {default}"
             )
 
@@ -106,16 +106,25 @@ def allowed(method: type[Any], name: str) -> str:
     return " or ".join(words)
 
 
+def _found(value: object) -> str:
+    """Return a value in words; one that is too large with the bound that it exceeds."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > MOST:
+        exact = repr(value) if isinstance(value, float) else f"an integer of {value.bit_length()} bits"
+        return f"{exact}, more than {MOST}"
+    return repr(value)
+
+
 def _fits(value: object, kind: Any, declaration: Declaration) -> bool:
     """Tell whether a value is of one of a parameter's types and inside its bounds."""
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
     if kind in (bool, NoneType):
         return isinstance(value, kind)
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return False
-    low, high = declaration.at_least, declaration.at_most
-    return (low is None or value >= low) and (high is None or value <= high)
+    low = -MOST if declaration.at_least is None else declaration.at_least
+    high = MOST if declaration.at_most is None else declaration.at_most
+    return low <= value <= high  # what is no number is in no range
 
 
 def _types(method: type[Any]) -> dict[str, tuple[Any, ...]]:

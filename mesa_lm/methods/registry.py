@@ -7,6 +7,7 @@ from mesa_lm.errors import MethodError, unknown_name
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.dual_chunk import DualChunk
 from mesa_lm.methods.dynamic_ntk import DynamicNTK
+from mesa_lm.methods.installed import installed_method, installed_methods
 from mesa_lm.methods.leaky_rerope import LeakyReRoPE
 from mesa_lm.methods.lm_infinite import LMInfinite
 from mesa_lm.methods.mesa import Mesa
@@ -38,11 +39,14 @@ METHODS: tuple[type[Method], ...] = (
 
 
 def available_methods() -> dict[str, type[Method]]:
-    """Return every method's class by its name."""
+    """Return every method's class by its name, mesa-lm's own and those of installed packages.
+
+    A package whose methods cannot be used is logged and left out.
+    """
     found: dict[str, type[Method]] = {}
     for method in METHODS:
         found.setdefault(method.name, method)
-    return found
+    return found | installed_methods(taken=frozenset(found))
 
 
 def method_class(name: str, variant: object = None) -> type[Method]:
@@ -53,11 +57,14 @@ def method_class(name: str, variant: object = None) -> type[Method]:
         variant: Of the method; None is its default.
 
     Raises:
-        MethodError: The name is unknown.
+        MethodError: The name is unknown, or the package that offers it is broken.
     """
     found = [method for method in METHODS if method.name == name]
     if not found:
-        raise MethodError(unknown_name("method", str(name), available_methods()))
+        installed = installed_method(str(name))
+        if installed is None:
+            raise MethodError(unknown_name("method", str(name), available_methods()))
+        return installed
     return next((method for method in found if variant is not None and default_variant(method) == variant), found[0])
 
 
@@ -81,8 +88,20 @@ def make_method(name: str, **options: Any) -> Method:
     Raises:
         MethodError: Unknown name or parameter, or a value out of range.
     """
-    kind = method_class(name, options.get("variant"))
-    allowed = parameter_names(kind)
+    return create(method_class(name, options.get("variant")), options)
+
+
+def create(kind: type[Method], options: dict[str, Any]) -> Method:
+    """Create a method from its class, installed or not, and its parameters by name.
+
+    Args:
+        kind: The class.
+        options: Parameters; those left out take their defaults.
+
+    Raises:
+        MethodError: Unknown parameter, or a value out of range.
+    """
+    name, allowed = kind.name, parameter_names(kind)
     others = {other for method in METHODS if method.name == name for other in parameter_names(method)}
     for option, value in options.items():
         if option in others.difference(allowed):

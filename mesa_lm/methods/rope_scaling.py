@@ -73,19 +73,29 @@ class YaRN(TrainedMethod):
     static_rope: ClassVar[bool] = True
 
     factor: float = parameter(16.0, "by which low frequencies are divided", at_least=1)
-    beta_fast: float = parameter(32.0, "turns within T from which on a frequency is left as it is", at_least=0)
-    beta_slow: float = parameter(1.0, "turns within T below which a frequency is divided entirely", at_least=0)
-    attention_factor: float | None = parameter(None, "factor of cos and sin; none: 0.1 ln(factor) + 1", at_least=0)
-    mscale: float | None = parameter(
-        None, "with mscale_all_dim: two-parameter form of the attention factor", at_least=0
+    beta_fast: float = parameter(32.0, "turns within T from which on a frequency is left as it is", at_least=0.001)
+    beta_slow: float = parameter(1.0, "turns within T below which a frequency is divided entirely", at_least=0.001)
+    attention_factor: float | None = parameter(
+        None, "factor of cos and sin; none: 0.1 ln(factor) + 1", at_least=0.01, at_most=100
     )
-    mscale_all_dim: float | None = parameter(None, "see mscale", at_least=0)
+    mscale: float | None = parameter(
+        None, "with mscale_all_dim: two-parameter form of the attention factor", at_least=0.001, at_most=100
+    )
+    mscale_all_dim: float | None = parameter(None, "see mscale", at_least=0.001, at_most=100)
     truncate: bool = parameter(True, "round the range between beta_fast and beta_slow to whole components")
 
     @override
     def check_together(self) -> None:
         if self.beta_fast < self.beta_slow:
             raise MethodError(f"yarn: beta_fast must be at least beta_slow={self.beta_slow}, found {self.beta_fast}")
+        scales = {name: getattr(self, name) for name in ("mscale", "mscale_all_dim")}
+        missing = [name for name, value in scales.items() if value is None]
+        if len(missing) == 1:
+            raise MethodError(f"yarn: mscale and mscale_all_dim go together; give {missing[0]} as well, or neither")
+        if not missing and self.attention_factor is not None:
+            raise MethodError(
+                "yarn: attention_factor takes the place of mscale and mscale_all_dim; leave one of them out"
+            )
 
     @override
     def longest_input(self, config: Any) -> float:

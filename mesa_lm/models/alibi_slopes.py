@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def mpt_slopes(model: PreTrainedModel) -> Tensor:
     """Return MPT's slopes, (num_heads,)."""
     inner: Any = model.base_model
-    return _rise(inner.build_mpt_alibi_tensor(model.config.num_attention_heads, 2, device=model.device))
+    build = type(inner).build_mpt_alibi_tensor  # an attached method lets the model's own build more
+    return _rise(build(inner, model.config.num_attention_heads, 2, device=model.device))
 
 
 def bloom_slopes(model: PreTrainedModel) -> Tensor:

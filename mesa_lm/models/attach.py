@@ -11,7 +11,8 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from threading import RLock
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +20,24 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.attention.call import ForwardCall
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
-from mesa_lm.methods.registry import make_method
-from mesa_lm.models.families import family_of, layer_windows
+from mesa_lm.methods.registry import METHODS, create, make_method, method_class
+from mesa_lm.models.families import layer_windows
 from mesa_lm.models.growing_cache import with_growing_cache
 from mesa_lm.models.handle import Handle, refuse_second
 from mesa_lm.models.inspection import attention_modules, known_train_length, layers_of
-from mesa_lm.models.pass_runner import PassRunner
-from mesa_lm.models.remote_code import keeping_logits, try_out
+from mesa_lm.models.pass_runner import PassRunner, autocast_dtype
+from mesa_lm.models.refusals import refuse_cache, refuse_other_heads, refuse_training
+from mesa_lm.models.remote_code import keeping_logits
+from mesa_lm.models.replacing import replace_method
 from mesa_lm.models.static_rope import StaticRopeHandle
 from mesa_lm.models.support import check_supported
+from mesa_lm.models.trial import needs_trial, try_out
 
 
 class UntouchedHandle(Handle):
@@ -51,34 +55,60 @@ class PassHandle(Handle):
 
     def __init__(self, model: PreTrainedModel, method: Method, layers: Layers, attention: list[nn.Module]) -> None:
         super().__init__(model, method, layers)
-        self._runner = PassRunner(model, layers, attention)
+        self._runner, self._attention = PassRunner(model, layers, attention), attention
+        self._placed = _placement(model)
+        self._lock = RLock()  # while a pass runs, the model's attention is exchanged: no other call must meet it
         self._signature = inspect.signature(type(model).forward)
         kept = [group.window for group in layers.groups]
         lost = [window for window in layer_windows(model.config) if window is not None and window not in kept]
         self._shortest_lost_window = min(lost, default=None)
-        if family_of(model.config).is_remote_code:
+        if needs_trial(model):
             try_out(model, self._runner)
 
     def _replacement(self, forward: Callable[..., Any], undo: ExitStack) -> Callable[..., Any]:
         own = keeping_logits(forward, self.model)
+        if hasattr(self.model, "init_continuous_batching"):
+            replace_method(self.model, "init_continuous_batching", self._refuse_paging, undo)
         # torch.compile leaves it as it is; what is compiled inside the model stays compiled.
         extrapolated: Callable[..., Any] = torch.compiler.disable(self._forward)
         return functools.partial(extrapolated, own, with_growing_cache(own, self.model))
 
     def _forward(self, own: Callable[..., Any], untouched: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for the model's forward, `own`; called alone it is `untouched`."""
-        arguments = self._named(args, kwargs)
-        call = forward_call(arguments, self.model.config)
-        longest = self._beyond(call)
-        if longest is None:
-            return untouched(*args, **kwargs)
-        self._refuse(arguments, longest)
-        self._warn_beyond(longest)
-        try:
-            result = self._runner.run(call, self.method, own, self.store, self._note_pass)
-        finally:
-            self.columns = None
-        return self._returned(result, arguments)
+        with self._lock:
+            arguments = self._named(args, kwargs)
+            call = forward_call(arguments, self.model.config)
+            longest = self._beyond(call)
+            if longest is None:
+                return untouched(*args, **kwargs)
+            self._refuse(arguments, longest)
+            refuse_training(self.model, self.method, call)
+            self._warn_beyond(longest)
+            self._follow_model()
+            try:
+                result = self._runner.run(call, self.method, own, self.store, self._note_pass)
+            finally:
+                self.columns = None
+            return self._returned(result, arguments)
+
+    def _follow_model(self) -> None:
+        """Look at the layers anew after the model went to another device or dtype, or into autocast or out of it."""
+        placed = _placement(self.model)
+        if placed == self._placed:
+            return
+        assert self.layers is not None
+        self.layers = layers_of(
+            self.model, getattr(self.method, "train_length", None) or known_train_length(self.model.config)
+        )
+        self._runner, self._placed = PassRunner(self.model, self.layers, self._attention), placed
+        if self.store is not None:
+            self.store.clear()
+
+    def _refuse_paging(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Stand in for continuous batching, which packs rows and has a cache of its own."""
+        raise ModelError(
+            f"continuous batching (generate_batch) is not available under method {self.method.name!r}; use generate()"
+        )
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by name."""
@@ -92,7 +122,7 @@ class PassHandle(Handle):
     def _beyond(self, call: ForwardCall) -> int | None:
         """Return the most tokens of a row; None where the untouched model gives the call's result."""
         longest, cached = call.past + call.new, call.past > 0
-        if isinstance(call.cache, WovenCache):
+        if woven_layer(call.cache) is not None:
             return longest
         # The mask is looked at only where padding may matter.
         if self.method.is_untouched(longest, cached):
@@ -115,6 +145,9 @@ class PassHandle(Handle):
                 f"than its training length; method {self.method.name!r} supports inputs of up to that length on it, "
                 f"found {kv_len}"
             )
+        cache: Cache | None = arguments.get("past_key_values")
+        if cache is not None:
+            refuse_cache(cache, self.method)
 
     def _note_pass(self, columns: Tensor) -> None:
         """Tell whoever listens which tokens run next."""
@@ -135,6 +168,11 @@ class PassHandle(Handle):
         return result if return_dict else result.to_tuple()
 
 
+def _placement(model: PreTrainedModel) -> tuple[torch.device, torch.dtype, torch.dtype | None]:
+    """Return where a model runs, its dtype, and that of autocast where it is on."""
+    return model.device, model.dtype, autocast_dtype(model.device.type)
+
+
 def forward_call(arguments: dict[str, Any], config: Any) -> ForwardCall:
     """Return the arguments of a model's forward that decide what has to be computed.
 
@@ -146,6 +184,9 @@ def forward_call(arguments: dict[str, Any], config: Any) -> ForwardCall:
         ModelError: The cache is of another kind than transformers' own.
     """
     use_cache, cache = arguments.get("use_cache"), arguments.get("past_key_values")
+    mask = arguments.get("attention_mask")
+    if isinstance(mask, dict):  # one for each kind of layer, as generate() prepares them for a static cache
+        arguments = {**arguments, "attention_mask": mask.get("full_attention", next(iter(mask.values())))}
     if cache is not None and not isinstance(cache, Cache):
         raise ModelError(f"past_key_values must be a transformers Cache, found {type(cache).__name__}")
     return ForwardCall(
@@ -174,6 +215,7 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
     asked = _created(method, options)
     base = _base_model(model)
     if not isinstance(asked, Origin):
+        refuse_other_heads(base)
         check_supported(base.config, asked)
     bound = asked.bind(base.config)
     refuse_second(base)
@@ -194,7 +236,7 @@ def _created(method: str | Method | type[Method], options: dict[str, Any]) -> Me
     if isinstance(method, str):
         return make_method(method, **options)
     if isinstance(method, type):
-        return make_method(method.name, **options)
+        return create(method_class(method.name, options.get("variant")) if method in METHODS else method, options)
     if options:
         raise ModelError(
             f"parameters {', '.join(options)} must be given inside the method {type(method).__name__}(...)"

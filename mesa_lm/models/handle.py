@@ -9,16 +9,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
+from threading import Event
 from typing import Any, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mesa_lm.attention.cache_layer import check_cache, given_cache
 from mesa_lm.attention.chunk_store import ChunkStore
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.models.families import FAMILIES
+from mesa_lm.models.generating import Generating
 from mesa_lm.models.replacing import replace_method
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class Handle(ABC):
         self.on_pass: Callable[[int], None] | None = None
         self._longest = method.longest_input(model.config)
         self._undo = ExitStack()
+        self._generating = Generating()
         if layers is not None and layers.all_windowed:
             logger.warning(
                 "%s: every layer of this model keeps its sliding window, which is within the training length; the "
@@ -80,14 +84,49 @@ class Handle(ABC):
             family = FAMILIES.get(self.model.config.model_type)
             if family is not None and family.lengthen is not None:
                 family.lengthen(self.model, undo)
-            own = self._replacement(self.model.forward, undo)
+            original, kept_by_others = self.model.forward, Event()
+            own = self._replacement(original, undo)
 
-            @functools.wraps(self.model.forward)
+            @functools.wraps(original)
             def forward(*args: Any, **kwargs: Any) -> Any:
+                if kept_by_others.is_set():
+                    return original(*args, **kwargs)
+                self._generating.check_open()
+                self._check_attached()
+                check_cache(given_cache(args, kwargs), self.method)
                 return own(*args, **kwargs)
 
             replace_method(self.model, "forward", forward, undo)
+            undo.callback(self._note_others, forward, kept_by_others)
+            self._follow_generation(undo)
             self._undo = undo.pop_all()
+
+    def _note_others(self, forward: Callable[..., Any], kept_by_others: Event) -> None:
+        """Note whether others, such as accelerate, have put a function of theirs around ours, and keep it."""
+        if self.model.__dict__.get("forward") is not forward:
+            kept_by_others.set()
+
+    def _follow_generation(self, undo: ExitStack) -> None:
+        """Know which threads generate: without the method they would go on with the untouched model."""
+        own: Callable[..., Any] | None = getattr(self.model, "generate", None)
+        if own is None:
+            return
+
+        @functools.wraps(own)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            with self._generating.by_this_thread(kwargs.get("streamer")):
+                self._check_attached()
+                return own(*args, **kwargs)
+
+        replace_method(self.model, "generate", generate, undo)
+
+    def _check_attached(self) -> None:
+        """Refuse to answer for a model that the method was removed from, or for a shallow copy of it."""
+        if not self.is_attached:
+            raise ModelError(
+                f"method {self.method.name!r} was removed from this model before this call; keep its `with` block open "
+                "until every thread is done (thread.join())"
+            )
 
     @property
     def is_attached(self) -> bool:
@@ -95,14 +134,35 @@ class Handle(ABC):
         return getattr(self.model, "_mesa_handle", None) is self
 
     def remove(self) -> None:
-        """Give the model its own forward back; calling it again does nothing."""
-        self._undo.close()
+        """Give the model its own forward back; calling it again does nothing.
+
+        Raises:
+            ModelError: Other threads were generating under the method. They have been stopped, by the same error, and
+                the method is removed.
+        """
+        if not self.is_attached:
+            return
+        with self._generating.closed() as stopped:
+            self._undo.close()
+        if stopped:
+            raise ModelError(
+                f"method {self.method.name!r} was removed while another thread generated under it, which was stopped; "
+                "wait for it (thread.join()) before you leave the `with` block"
+            )
 
     def __enter__(self) -> Self:
+        if not self.is_attached:
+            raise ModelError(
+                f"this handle's method {self.method.name!r} was removed from the model; call extrapolate() again"
+            )
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.remove()
+    def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        try:
+            self.remove()
+        except ModelError:
+            if exc_type is None:  # else what went wrong inside the block is what matters
+                raise
 
     def reuse_chunks(self, budget_bytes: int) -> None:
         """Keep keys and values of middle chunks for later prompts with the same first chunk and the same chunk.

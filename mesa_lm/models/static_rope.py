@@ -1,12 +1,15 @@
 """Rotary scaling that is the same for every input: the model computes with other frequencies, nothing else differs."""
 
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mesa_lm.attention.cache_layer import frequencies_of, given_cache, note_frequencies
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.rotary import Rotary
 from mesa_lm.methods.base import Method
@@ -14,6 +17,8 @@ from mesa_lm.models.families import family_of
 from mesa_lm.models.growing_cache import with_growing_cache
 from mesa_lm.models.handle import Handle
 from mesa_lm.models.position_tables import input_length
+from mesa_lm.models.tested_versions import is_tested
+from mesa_lm.models.trial import check_exchanged
 
 
 class StaticRopeHandle(Handle):
@@ -28,14 +33,34 @@ class StaticRopeHandle(Handle):
 
     def _replacement(self, forward: Callable[..., Any], undo: ExitStack) -> Callable[..., Any]:
         if self._scaled is not None:
-            family_of(self.model.config).exchange_rotary(self.model, self._scaled, self._windowed, undo)
+            family, model, rotary = family_of(self.model.config), self.model, self._scaled
+            exchange = functools.partial(family.exchange_rotary, model, rotary, self._windowed, undo)
+            if is_tested() or not self._differs(rotary):
+                exchange()
+            else:
+                check_exchanged(model, exchange)
         growing = with_growing_cache(forward, self.model)
 
         def scaled(*args: Any, **kwargs: Any) -> Any:
             self._warn_beyond(input_length(args, kwargs))
-            return growing(*args, **kwargs)
+            if torch.compiler.is_compiling():  # what follows is no part of a graph
+                return growing(*args, **kwargs)
+            with frequencies_of(self.method):
+                output = growing(*args, **kwargs)
+            returned = given_cache(output, {}) if isinstance(output, tuple) else given_cache((), output)
+            for cache in (given_cache(args, kwargs), returned):
+                if cache is not None:
+                    note_frequencies(cache, self.method)
+            return output
 
         return scaled
+
+    def _differs(self, rotary: Rotary) -> bool:
+        """Tell whether frequencies are others than the model's own."""
+        assert self.layers is not None
+        position = torch.arange(2)[None]
+        own = [group.encoding.angles(position).cos for group in self.layers.groups if group.window is None]
+        return not torch.equal(own[0], rotary.angles(position).cos)
 
 
 def _scaled(layers: Layers, method: Method) -> Rotary | None:

@@ -8,11 +8,10 @@ from typing import Literal
 import pandas as pd
 
 from mesa_lm.lengths import length_label
-from mesa_lm.reporting.ranking import Entry, effective_length, mean_over
-from mesa_lm.reporting.samples import pooled_scores
-from mesa_lm.reporting.statistics import holm, mean_interval, paired_p_value, unpaired_p_value
+from mesa_lm.reporting.ranking import Entry, effective_length, mean_over, p_value_of_samples
+from mesa_lm.reporting.results import measurements
+from mesa_lm.reporting.statistics import SIGNIFICANT, holm, unpaired_p_value
 
-SIGNIFICANT = 0.05
 LOSS_MARGIN = 0.01  # nats per token by which the NLL may rise
 
 
@@ -21,7 +20,7 @@ class Change:
     """Hold how one method of one model on one task fares now and before, compared over the lengths that both have.
 
     Args:
-        kind: "new" and "gone" where one side lacks it. "worse" if the effective length is shorter, the mean is lower
+        kind: "new" and "gone" where one side lacks it. "worse" if the effective length is shorter, the mean is worse
             beyond chance, the NLL is higher by more than 0.01, or a length is no longer measured; "better" if none of
             these holds and one of the first three improved so; else "same".
         now: The entry now; None if gone.
@@ -97,7 +96,12 @@ def _change(now: Entry, before: Entry, p_value: float | None) -> Change:
         means = [fmean(points.value) for points in (after, earlier)]
         difference = means[0] - means[1]
         if p_value is not None and p_value < SIGNIFICANT:
-            found.append((_verdict(difference < 0), f"mean {means[0]:.3f}, was {means[1]:.3f} (p = {p_value:.2g})"))
+            found.append(
+                (
+                    _verdict((difference < 0) == now.higher_is_better),
+                    f"mean {means[0]:.3f}, was {means[1]:.3f} (p = {p_value:.2g})",
+                )
+            )
     losses = [mean_over(points) for points in _at_common_lengths(now.losses, before.losses)]
     if losses[0] is not None and losses[1] is not None and abs(losses[0] - losses[1]) > LOSS_MARGIN:
         found.append((_verdict(losses[0] > losses[1]), f"NLL {losses[0]:.3f}, was {losses[1]:.3f}"))
@@ -112,12 +116,11 @@ def _verdict(is_worse: bool) -> Literal["worse", "better"]:
 
 
 def _p_value(now: Entry, before: Entry) -> float | None:
-    """Return how likely the difference is by chance: over common samples if they were logged, else from intervals."""
-    points = _at_common_lengths(now.points, before.points)
-    if points[0].empty:
+    """Return how likely the difference is by chance: over common samples if they were logged, else from the means."""
+    after, earlier = _at_common_lengths(now.points, before.points)
+    if after.empty:
         return None
-    p_value = paired_p_value(*map(pooled_scores, points))
-    intervals = [interval for side in points if (interval := mean_interval(side))]
-    if p_value is None and len(intervals) == 2:
-        return unpaired_p_value([fmean(side.value) for side in points], intervals)
+    p_value = p_value_of_samples(now, before)
+    if p_value is None:
+        return unpaired_p_value(list(measurements(after)), list(measurements(earlier)))
     return p_value

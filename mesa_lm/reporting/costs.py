@@ -1,9 +1,32 @@
 """What benchmarks and sweeps measure beside quality: one list of costs, with their words and units."""
 
+import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 GIB = 2**30
 OOM_METRIC = "oom"  # the metric that is 1 where a benchmark ran out of memory
+
+
+SMALLER_UNITS = {"s": ("ms", 1e-3), "GiB": ("MiB", float(2**20))}
+
+
+class Unit(NamedTuple):
+    """Hold how the values of one column are written.
+
+    Attributes:
+        name: Of the unit.
+        divisor: By what a value is divided for it.
+        decimals: Digits behind the point.
+    """
+
+    name: str
+    divisor: float
+    decimals: int
+
+    def text(self, value: float) -> str:
+        """Write a value, without the unit."""
+        return f"{value / self.divisor:.{self.decimals}f}"
 
 
 class Cost(NamedTuple):
@@ -26,11 +49,13 @@ class Cost(NamedTuple):
         """The label of an axis."""
         return f"{self.label} ({self.unit})"
 
-    def text(self, value: float) -> str:
-        """Write a value, short times in milliseconds."""
-        if self.unit == "s" and value < 1:
-            return f"{value * 1000:.1f} ms"
-        return f"{value / self.divisor:.2f} {self.unit}"
+    def common_unit(self, values: Collection[float]) -> Unit:
+        """Return the unit for values that stand in one column: the larger one, unless all are small."""
+        most, least = max(values), min((value for value in values if value > 0), default=1.0)
+        small = SMALLER_UNITS.get(self.unit)
+        name, divisor = small if small and most < self.divisor else (self.unit, float(self.divisor))
+        # Three digits of the least value, and no more than three decimals.
+        return Unit(name, divisor, min(3, max(0, 2 - math.floor(math.log10(least / divisor)))))
 
 
 COSTS = {

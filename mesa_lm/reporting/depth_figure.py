@@ -1,22 +1,31 @@
 """Draw a metric by depth and input length, a heat map per model and method."""
 
 import math
-from textwrap import fill
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
+from matplotlib.ticker import PercentFormatter
 
 from mesa_lm.errors import UsageError
 from mesa_lm.lengths import length_label
-from mesa_lm.reporting.figure_style import METRIC_LABELS, house_style, lines_of, short_names
+from mesa_lm.reporting.figure_style import FONT_SIZE as SIZE
+from mesa_lm.reporting.figure_style import (
+    LINE_SPACING,
+    MARGIN,
+    METRIC_LABELS,
+    add_frame,
+    counted,
+    house_style,
+    lines_of,
+    short_names,
+    wrapped,
+)
+from mesa_lm.reporting.heat_map import CELL_HEIGHT, SHARES, add_heat_map, cell_width, mark_train_length
 from mesa_lm.reporting.lm_eval_files import DEPTH
 
-PANELS = 3  # beside each other
-CELL_WIDTH, CELL_HEIGHT = 0.52, 0.3  # inches
-# Where a value is written in black instead of white: the upper, light half of the colour map.
-LIGHT = 0.55
+MAX_WIDTH = 9.5  # inches, of several maps beside each other
+MAP_WIDTH = 2.0  # inches, the least
+SIDE_WIDTH = 1.5  # inches left of the maps and right of them, with the colour bar
 
 
 @house_style()
@@ -35,44 +44,45 @@ def depth_figure(table: pd.DataFrame, metric: str) -> Figure:
     if points.empty:
         raise UsageError(f"no {metric} by depth in the results: needed are results of passkey_grid")
     whole = points.pivot_table(index="depth", columns="length", values="value")
-    lines = list(lines_of(points))
-    columns = min(PANELS, len(lines))
-    rows = math.ceil(len(lines) / columns)
-    width = columns * max(3.2, CELL_WIDTH * len(whole.columns) + 0.9) + 1.0
-    height = rows * (CELL_HEIGHT * max(4, len(whole)) + 0.9) + 0.7
-    figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, line in zip(grid.flat, lines, strict=False):
+    lengths = [int(length) for length in whole.columns]
+    labels = [length_label(length) for length in lengths]
+    lines = lines_of(points)
+    wide = max(MAP_WIDTH, len(lengths) * cell_width(SHARES, whole, labels))
+    rows = math.ceil(len(lines) / max(1, int((MAX_WIDTH - SIDE_WIDTH) / (wide + 2 * MARGIN))))
+    columns = math.ceil(len(lines) / rows)
+    titles = [wrapped(line.label, wide) for line in lines]
+    title_lines = max(title.count("\n") + 1 for title in titles)
+    high = CELL_HEIGHT * max(4, len(whole)) + title_lines * SIZE * LINE_SPACING / 72 + 0.35
+    figure = Figure(figsize=(SIDE_WIDTH + columns * (wide + 2 * MARGIN), rows * high + 0.5))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, line, title in zip(grid.flat, lines, titles, strict=False):
         found = line.points.pivot(index="depth", columns="length", values="value").reindex_like(whole)
-        image = _add_map(axes, found, line.points.train_length.iloc[0])
-        axes.set_title(fill(line.label, 34), fontsize=10, loc="left")
+        mesh, middles = add_heat_map(axes, found, SHARES, labels)
+        axes.set_yticks(middles, [f"{depth:g} %" for depth in whole.index])
+        mark_train_length(axes, lengths, line.points.train_length.iloc[0])
+        axes.set_title(title, size=SIZE, loc="left", linespacing=LINE_SPACING)
     for axes in grid.flat[len(lines) :]:
         axes.set_axis_off()
+    for axes in grid.flat[max(0, len(lines) - columns) : len(lines)]:
+        axes.tick_params(labelbottom=True)
     measured = METRIC_LABELS.get(metric, metric)
-    names = list(short_names(points).values())
-    model = f", model {names[0]}" if len(names) == 1 else ""
-    title = f"{points.task.iloc[0]}: {measured} by depth and input length{model}"
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    figure.supxlabel("input length (tokens); dotted: training length T", fontsize=10)
-    figure.supylabel("depth (% of the text before the key)", fontsize=10)
-    figure.colorbar(image, ax=grid, label=measured, fraction=0.05)
+    figure.supxlabel("input length (tokens)", size=SIZE)
+    figure.supylabel("depth of the key", size=SIZE)
+    format_ = PercentFormatter(xmax=1, symbol=" %")
+    bar = figure.colorbar(mesh, ax=grid, label=measured, format=format_, aspect=12, shrink=1 / rows, anchor=(0, 1))
+    bar.outline.set_visible(False)
+    add_frame(figure, f"{points.task.iloc[0]}: {measured} by depth and input length", _subtitle(points))
     return figure
 
 
-def _add_map(axes: Axes, values: pd.DataFrame, train_length: int) -> AxesImage:
-    """Draw one heat map, depths by lengths, with its values written in; what was not measured stays empty."""
-    # Cividis grows evenly in lightness, for every form of colour vision.
-    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for y, row in enumerate(values.to_numpy()):
-        for x, value in enumerate(row):
-            if not math.isnan(value):
-                colour = "black" if value > LIGHT else "white"
-                axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    lengths = values.columns.astype(int)
-    axes.set_xticks(range(len(lengths)), [length_label(length) for length in lengths])
-    axes.set_yticks(range(len(values)), [f"{depth:g}" for depth in values.index])
-    if not pd.isna(train_length):
-        # Between the lengths within T and those beyond; a line at the edge is seen there, too.
-        place = (lengths <= train_length).sum() - 0.5
-        axes.axvline(place, color="#D55E00", linestyle=":", linewidth=2.5, clip_on=False)
-    return image
+def _subtitle(points: pd.DataFrame) -> str:
+    """Return which model the maps show, how many samples a cell stands for and what the dotted line is."""
+    names = list(short_names(points).values())
+    parts = [f"model {names[0]}"] if len(names) == 1 else []
+    if count := counted(points.samples, "sample"):
+        parts.append(f"{count} per cell")
+    train_lengths = sorted(set(points.train_length.dropna()))
+    if train_lengths:
+        told = f" = {length_label(train_lengths[0])}" if len(train_lengths) == 1 else ""
+        parts.append(f"dotted: training length T{told}")
+    return "; ".join(parts)

@@ -1,24 +1,41 @@
-"""What all figures share: colours, lines of a table with their labels, and how a figure is written."""
+"""What all figures share: looks of methods, measured texts, the frame of title and legend, and writing files."""
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import accumulate, chain, cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from mesa_lm.errors import UsageError
 from mesa_lm.reporting.costs import COSTS
 from mesa_lm.reporting.files import save_file
 
-# Okabe and Ito 2008, Color universal design: told apart by all common forms of colour vision. Yellow, too faint on
-# white, is left out. The numbers of colours and markers share no factor, so 56 lines differ in one or the other.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+PAPER, INK, MUTED, GRID = "#ffffff", "#1a1a1a", "#595959", "#e0e0e0"
+# Okabe and Ito 2008, Color universal design: told apart by all common forms of colour vision, on white and on black.
+# Yellow, too faint on white, is left out.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
+MARKERS = ("D", "s", "^", "v", "P", "X", "o")
+# Of each colour the first method has a full line and filled markers, its relative a dashed line and open ones.
+PAIRS = (
+    ("mesa", "dual_chunk"),
+    ("rerope", "leaky_rerope"),
+    ("stair", "self_extend"),
+    ("yarn", "linear"),
+    ("dynamic_ntk", "ntk"),
+    ("lm_infinite", "streaming_llm"),
+    ("origin", "stock"),
+)
+MAX_LINES = 8  # Of a figure; more are drawn as a heat map.
 # What keeps the time of drawing out of the file, so that equal results give equal files.
 TIMELESS: dict[str, dict[str, None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 METRIC_LABELS = {
@@ -28,6 +45,42 @@ METRIC_LABELS = {
     "tail_nll": "NLL of the tail (nats per token)",
     **{name: cost.axis for name, cost in COSTS.items()},
 }
+FONT_SIZE, TITLE_SIZE = 10.0, 12.0  # points
+MARGIN, LINE_SPACING = 0.1, 1.25  # inches, of the font size
+HINTING = 1.05  # by how much letters fitted to whole pixels may be wider than their outlines
+HANDLE = 0.62  # inches that a legend's line and the gap behind its label take
+LEGEND_GAP = 4.0  # points between its entries
+
+
+class Look(NamedTuple):
+    """Hold how a method's line looks.
+
+    Attributes:
+        colour: Of line and markers.
+        marker: Of the points.
+        is_open: Whether the line is dashed and its markers are open.
+    """
+
+    colour: str
+    marker: str
+    is_open: bool
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """Arguments of matplotlib's `plot`."""
+        return {
+            "color": self.colour,
+            "linestyle": "--" if self.is_open else "-",
+            "marker": self.marker,
+            "markerfacecolor": PAPER if self.is_open else self.colour,
+        }
+
+
+LOOKS = {
+    pair[is_open]: Look(colour, marker, bool(is_open))
+    for is_open in (0, 1)
+    for pair, colour, marker in zip(PAIRS, COLOURS, MARKERS, strict=True)
+}
 
 
 class Line(NamedTuple):
@@ -35,29 +88,47 @@ class Line(NamedTuple):
 
     points: pd.DataFrame
     label: str
-    colour: str
-    marker: str
+    look: Look
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
     """Make and write figures inside; a decorator too."""
-    with matplotlib.rc_context({"svg.hashsalt": "mesa-lm", "axes.spines.top": False, "axes.spines.right": False}):
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "mesa-lm",
+        "text.parse_math": False,  # a dollar in a model's name is a dollar
+        "font.size": FONT_SIZE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], INK),
+        **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], MUTED),
+        **dict.fromkeys(["figure.facecolor", "axes.facecolor"], PAPER),
+    }
+    with matplotlib.rc_context(style):
         yield
 
 
-def lines_of(table: pd.DataFrame) -> Iterator[Line]:
-    """Yield the models and methods of a table, each model's origin first: the baseline keeps its colour.
+def lines_of(table: pd.DataFrame) -> list[Line]:
+    """Return the models and methods of a table, each model's origin first.
+
+    A method looks the same in every figure. Where a figure shows it with several parameters or models, the lines after
+    the first take looks that no other line has; so does a method that is none of mesa-lm's.
 
     Args:
         table: Rows of `Results.table`; those of a line keep their order.
     """
     names = short_names(table)
     ordered = table.assign(is_method=table.method != "origin")
-    groups = ordered.groupby(["model", "is_method", "method"])
-    for ((model, _, method), points), colour, marker in zip(groups, cycle(COLOURS), cycle(MARKERS), strict=False):
-        label = str(method) if len(names) == 1 else f"{names[str(model)]}: {method}"
-        yield Line(points, label, colour, marker)
+    groups = list(ordered.groupby(["model", "is_method", "method"]))
+    own = {method.partition(" (")[0] for method in table.method} & LOOKS.keys()
+    spare = cycle([look for name, look in LOOKS.items() if name not in own] or LOOKS.values())
+    lines = []
+    for (model, _, method), points in groups:
+        name = str(method).partition(" (")[0]
+        look = LOOKS[name] if name in own else next(spare)
+        own.discard(name)
+        lines.append(Line(points, str(method) if len(names) == 1 else f"{names[str(model)]}: {method}", look))
+    return lines
 
 
 def short_names(table: pd.DataFrame) -> dict[str, str]:
@@ -65,6 +136,113 @@ def short_names(table: pd.DataFrame) -> dict[str, str]:
     full = set(table.model)
     last = {name: Path(name).name for name in full}
     return last if len(set(last.values())) == len(full) else {name: name for name in full}
+
+
+def counted(counts: "pd.Series[int]", noun: str) -> str:
+    """Return how many there are of something, such as "1 repeat" or "5 to 20 samples"; "" where that is unknown."""
+    if counts.dropna().empty:
+        return ""
+    least, most = counts.min(), counts.max()
+    return f"{least if least == most else f'{least} to {most}'} {noun}{'' if most == 1 else 's'}"
+
+
+def text_width(text: str, size: float = FONT_SIZE) -> float:
+    """Return the width of the longest line of a text, in inches."""
+    font = FontProperties(size=size)
+    widths = (text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.splitlines())
+    return HINTING * max(widths, default=0.0) / 72
+
+
+def wrapped(text: str, width: float, size: float = FONT_SIZE) -> str:
+    """Break a text into lines of a width in inches: at spaces, in longer words behind signs, else anywhere."""
+
+    def fits(line: str) -> bool:
+        return text_width(line, size) <= width
+
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if fits(joined):
+            lines[-1] = joined
+            continue
+        lines.append("")
+        parts = [word] if fits(word) else re.findall(r"[^_=/,-]*[_=/,-]|[^_=/,-]+", word)
+        for piece in chain.from_iterable([part] if fits(part) else part for part in parts):
+            if not fits(lines[-1] + piece):
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(filter(None, lines))
+
+
+def ticks_with_room(places: Sequence[float], labels: Sequence[str], order: Sequence[int]) -> list[int]:
+    """Return which ticks of an axis can be labelled without one label touching another.
+
+    Args:
+        places: Of the ticks, in inches.
+        labels: Of the ticks.
+        order: The ticks by their importance.
+    """
+    chosen: list[int] = []
+    half = [text_width(label) / 2 + MARGIN / 2 for label in labels]
+    for tick in order:
+        if all(abs(places[tick] - places[other]) >= half[tick] + half[other] for other in chosen):
+            chosen.append(tick)
+    return sorted(chosen)
+
+
+def add_frame(figure: Figure, title: str, subtitle: str, legend: Sequence[tuple[Artist, str]] = ()) -> None:
+    """Write title, subtitle and legend around the axes; the figure becomes higher by what they take.
+
+    Args:
+        figure: The figure, as wide as it is to be and as high as the axes are.
+        title: What is drawn.
+        subtitle: Of what, and how sure it is.
+        legend: Handles and labels of the lines.
+    """
+    width, body = figure.get_size_inches()
+    room = width - 2 * MARGIN
+    texts = [(wrapped(text, room, size), size) for text, size in ((title, TITLE_SIZE), (subtitle, FONT_SIZE)) if text]
+    heights = [(text.count("\n") + 1) * size * LINE_SPACING / 72 for text, size in texts]
+    labels = [wrapped(label, room - HANDLE) for _, label in legend]
+    columns = _columns(labels, room)
+    foot = max(map(_legend_height, columns)) + MARGIN if labels else 0.0
+    height = body + sum(heights) + 2 * MARGIN + foot
+    figure.set_figheight(height)
+    tops = accumulate(heights, lambda top, part: top - part / height, initial=1 - MARGIN / height)
+    for (text, size), top, colour in zip(texts, tops, (INK, MUTED), strict=False):
+        figure.text(MARGIN / width, top, text, size=size, color=colour, va="top", linespacing=LINE_SPACING)
+    if labels:
+        figure.legend(
+            [handle for handle, _ in legend],
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(MARGIN / width, MARGIN / 2 / height),
+            borderpad=0,
+            borderaxespad=0,
+            handlelength=2.2,
+            handletextpad=0.6,
+            columnspacing=1.2,
+            labelspacing=LEGEND_GAP / FONT_SIZE,
+            ncols=len(columns),
+            frameon=False,
+        )
+    figure.set_layout_engine("constrained", rect=(0, foot / height, 1, body / height))
+
+
+def _columns(labels: Sequence[str], room: float) -> list[list[str]]:
+    """Return a legend's entries in as many columns as fit into the room, split as matplotlib does."""
+    for count in range(len(labels), 1, -1):
+        columns = [list(column) for column in np.array_split(np.array(labels, dtype=object), count)]
+        widths = [max(map(text_width, column)) + HANDLE for column in columns]
+        if sum(widths) <= room:
+            return columns
+    return [list(labels)]
+
+
+def _legend_height(column: Sequence[str]) -> float:
+    """Return the height of a column of a legend, in inches."""
+    lines = sum(label.count("\n") + 1 for label in column)
+    return (lines * LINE_SPACING * FONT_SIZE + (len(column) - 1) * LEGEND_GAP) / 72
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 160) -> None:

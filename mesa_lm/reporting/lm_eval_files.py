@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from typing import Any, NamedTuple
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import UsageError
 from mesa_lm.lengths import split_length_name
-from mesa_lm.reporting.statistics import Interval, is_share, normal_interval, share_interval
+from mesa_lm.reporting.aggregations import DEFAULTS
+from mesa_lm.reporting.file_checks import check_content, is_number
+from mesa_lm.reporting.statistics import Interval, is_share, share_interval, student_interval
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class Measurement(NamedTuple):
         stderr: Standard error of `value`; None where lm-eval gives none.
         samples: Number of samples; None where unknown.
         higher_is_better: Direction of the metric; None where unknown.
+        aggregation: By what lm-eval makes it of its samples, "mean" for most; see `aggregations`.
     """
 
     model: str
@@ -53,6 +57,7 @@ class Measurement(NamedTuple):
     stderr: float | None = None
     samples: int | None = None
     higher_is_better: bool | None = None
+    aggregation: str = "mean"
 
     @property
     def is_share(self) -> bool:
@@ -64,7 +69,7 @@ class Measurement(NamedTuple):
         """Its 95% confidence interval; None where neither samples nor standard error allow one."""
         if self.is_share and self.samples:
             return share_interval(round(self.value * self.samples), self.samples)
-        return None if self.stderr is None else normal_interval(self.value, self.stderr)
+        return None if self.stderr is None else student_interval(self.value, self.stderr, self.samples)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ class ResultsFile:
             return DEMO_NAME if self.config.get("model") == "mesa-hf" else str(self.config.get("model"))
         if Path(name).parts[-3:] == MODEL_PATH.parts[-3:]:
             return DEMO_NAME
+        if "://" not in name:
+            name = os.path.normpath(name)  # ./my-model, my-model/ and my-model are one
         revision = self.arguments.get("revision", "main")
         return name if revision == "main" else f"{name}@{revision}"
 
@@ -155,7 +162,7 @@ class ResultsFile:
                 metric, comma, filter_name = key.partition(",")
                 if not comma or metric.endswith("_stderr"):
                     continue
-                if _number(value) is None:
+                if not is_number(value):
                     logger.warning("%s: %s of %s is %s and left out", self.path, metric, name, value)
                     continue
                 yield of_task._replace(
@@ -164,10 +171,20 @@ class ResultsFile:
                     stderr=_number(scores.get(f"{metric}_stderr,{filter_name}")),
                     samples=_sample_count(metric, scores, samples),
                     higher_is_better=directions.get(metric),
+                    aggregation=self._aggregation(name, metric),
                 )
             costs = (self.content.get("sweep") or {}).get("costs") or {}
             for metric, value in (costs.get(name) or {}).items():
                 yield of_task._replace(metric=metric, value=float(value), higher_is_better=False)
+
+    def _aggregation(self, name: str, metric: str) -> str:
+        """Return by what a task makes a metric of its samples; a function of its own is named as such."""
+        listed = self.content["configs"][name].get("metric_list") or ()
+        given = next((entry.get("aggregation") for entry in listed if entry.get("metric") == metric), None)
+        if given is None:
+            return DEFAULTS.get(metric, "mean")
+        defined = re.search(r"def (\w+)", str(given))
+        return f"the task's own {defined[1]}" if defined else str(given)
 
     def _of_task(self, key: str, name: str) -> Mapping[str, Any]:
         return (self.content.get(key) or {}).get(name) or {}
@@ -187,49 +204,85 @@ class ResultsFile:
         return length, next((group for group, names in groups.items() if name in names), name)
 
 
-def read_files(paths: Iterable[Path]) -> list[ResultsFile]:
+class Found(NamedTuple):
+    """What some paths hold.
+
+    Attributes:
+        files: The results files, the run started first in front.
+        problems: For each damaged file what is wrong with it.
+    """
+
+    files: list[ResultsFile]
+    problems: list[str]
+
+
+def read_files(paths: Iterable[Path]) -> Found:
     """Read results files, each once.
 
     Args:
-        paths: Files and folders. In a folder every visible `*.json` is tried and files of another kind are skipped.
+        paths: Files and folders. In a folder every `*.json` is tried and files of another kind are skipped, as is what
+            is hidden, except a folder that lm-eval named so, after a model such as `./my-model`.
 
     Returns:
-        The files, the run started first in front.
+        The files, and what is wrong with damaged ones.
 
     Raises:
-        UsageError: If a path is missing, or a file is not readable as results.
+        UsageError: If a path is missing, or a file that was named is no results file.
     """
     found: dict[Path, ResultsFile] = {}
+    problems: dict[Path, str] = {}
     for path in paths:
-        if not path.exists():
+        if not os.path.lexists(path):
             raise UsageError(f"{path}: no such file or folder; give results of `lm_eval --output_path`")
         in_folder = path.is_dir()
-        files = sorted(file for file in path.rglob("*.json") if _visible(file, path)) if in_folder else [path]
-        for file in files:
-            if file.resolve() in found:
+        for file in sorted(path.rglob("*.json")) if in_folder else [path]:
+            hidden = _hidden_parts(file, path) if in_folder else []
+            real = Path(os.path.realpath(file))
+            if real in found or hidden not in ([], [file.parent.name]) or file.is_dir():
                 continue
-            content = _load(file)
-            if content is not None:
-                found[file.resolve()] = ResultsFile(file, content)
-            elif not in_folder:
+            try:
+                content = _load(file)
+            except UsageError as error:
+                if not hidden or re.match(r"\.+__", file.parent.name):
+                    problems[real] = str(error)
+                continue
+            if content is None and not in_folder:
                 raise UsageError(f"{file}: not a results file of lm-eval, it lacks 'results', 'configs' or 'config'")
-    return sorted(found.values(), key=lambda file: (file.date, file.path))
+            if content is None or (hidden and content.get("model_name_sanitized") != file.parent.name):
+                continue
+            found[real] = ResultsFile(file, content)
+    files = sorted(found.values(), key=lambda file: (file.date, file.path))
+    return Found(files, list(problems.values()))
 
 
-def _visible(file: Path, folder: Path) -> bool:
-    """Return whether no part of a file's path below a folder is hidden."""
-    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _hidden_parts(file: Path, folder: Path) -> list[str]:
+    """Return the parts of a file's path below a folder that are hidden."""
+    return [part for part in file.relative_to(folder).parts if part.startswith(".")]
 
 
 def _load(file: Path) -> dict[str, Any] | None:
-    """Return the content of a results file, None if it is JSON of another kind."""
+    """Return the content of a results file, None if it is JSON of another kind.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
+    if not file.is_file():  # opening a pipe would wait for somebody to write
+        raise UsageError(f"{file}: not a regular file")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UsageError(f"{file}: not readable as JSON: nested too deeply") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: not readable as JSON: {error}") from error
     if not isinstance(content, dict):
         return None
-    return content if all(isinstance(content.get(key), dict) for key in ("results", "configs", "config")) else None
+    if not all(isinstance(content.get(key), dict) for key in ("results", "configs", "config")):
+        return None
+    try:
+        check_content(content)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+    return content
 
 
 def _sample_count(metric: str, scores: Mapping[str, Any], samples: int | None) -> int | None:
@@ -250,4 +303,4 @@ def _sample_count(metric: str, scores: Mapping[str, Any], samples: int | None) -
 
 def _number(value: object) -> float | None:
     """Return a finite number as float, None for anything else such as lm-eval's "N/A"."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if is_number(value) else None  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Rank the methods of each model and task by how far they carry it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -10,11 +11,11 @@ import pandas as pd
 from mesa_lm.lengths import length_label
 from mesa_lm.reporting.costs import OOM_METRIC, RANKED_COSTS, is_cost
 from mesa_lm.reporting.results import Results
-from mesa_lm.reporting.samples import pooled_scores
-from mesa_lm.reporting.statistics import Interval, holm, mean_interval, paired_p_value
+from mesa_lm.reporting.samples import Scores, common_p_value, logged_scores
+from mesa_lm.reporting.statistics import Interval, holm, mean_interval
 
 KEPT = 0.85  # share of its score within T above which a method counts as working
-# The metric that ranks, of those a task has; else the first whose larger values are better.
+# The metric that ranks, of those a task has; else the first whose larger values are better, or else smaller ones.
 PREFERRED = ("acc", "exact_match", "score", "f1")
 LOSS = "nll"
 
@@ -29,8 +30,8 @@ class Entry:
         task: The task group.
         points: The rows of the ranking metric, shortest length first.
         rank: Place among the methods of the same model and task, from 1; equals share one.
-        effective_length: Longest length up to which the metric stays above 85% of its value within T; None where it
-            fails within T already, or where nothing was measured there.
+        effective_length: Longest length up to which the metric keeps 85% of its value within T; see
+            `effective_length`. None where it fails within T already, or where nothing was measured there.
         mean: Mean of the metric over the lengths.
         mean_interval: Its 95% interval; None where a length has none.
         missing: Lengths that others of the same model and task have and this one has not, without those below.
@@ -43,6 +44,8 @@ class Entry:
         cost_out_of_memory: Shortest length at which the benchmark ran out of memory.
         p_best: Probability of a difference to the first method that large by chance, over the samples of all lengths,
             after Holm's correction for the number of methods; None for the first, and where samples were not logged.
+        scores: What the samples of each length contribute, by the name of the task, where that was logged.
+        problems: What is wrong with damaged files of samples.
     """
 
     model: str
@@ -61,11 +64,23 @@ class Entry:
     cost_length: int | None
     cost_out_of_memory: int | None
     p_best: float | None = None
+    scores: Mapping[str, Scores]
+    problems: tuple[str, ...]
+
+    def scores_at(self, lengths: Container[int]) -> dict[str, Scores | None]:
+        """Return what samples contribute at some lengths, by the name of the task; None where it was not logged."""
+        named = zip(self.points.name, self.points.length, strict=True)
+        return {name: self.scores.get(name) for name, length in named if length in lengths}
 
     @property
     def metric(self) -> str:
         """Name of the ranking metric."""
         return str(self.points.metric.iloc[0])
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the ranking metric."""
+        return bool(self.points.higher_is_better.iloc[0])
 
     @property
     def train_length(self) -> int | None:
@@ -106,15 +121,21 @@ def rank(results: Results) -> list[Entry]:
         results: Of any models, methods and tasks.
 
     Returns:
-        The entries by model, task and rank. Longer effective length comes first, then the higher mean over the
-        lengths that all methods of that effective length have.
+        The entries by model, task and rank. Longer effective length comes first, then the better mean over the
+        lengths that all methods of that effective length have. Tasks that measure losses alone are ranked where a
+        model has no others.
     """
     ranked: list[Entry] = []
     for _, of_model in results.table.groupby("model"):
         losses = _marked(_of_first_task(of_model, [LOSS]))
-        scored = of_model[of_model.higher_is_better.fillna(False) & ~of_model.metric.map(is_cost)]
+        scored = of_model[of_model.higher_is_better.notna() & ~of_model.metric.map(_is_no_score)]
+        if scored.higher_is_better.any():
+            scored = scored[scored.higher_is_better]
+        else:  # nothing but losses: they rank
+            losses = losses.head(0)
         for task, board in scored.groupby("task"):
-            metric = next((name for name in PREFERRED if name in set(board.metric)), board.metric.iloc[0])
+            names = [*PREFERRED, LOSS, board.metric.iloc[0]]
+            metric = next(name for name in names if name in set(board.metric))
             points, costs = board[board.metric == metric], _costs(of_model, str(task))
             lengths = set(points.length)
             entries = [
@@ -125,8 +146,14 @@ def rank(results: Results) -> list[Entry]:
     return ranked
 
 
+def _is_no_score(metric: str) -> bool:
+    return metric == OOM_METRIC or is_cost(metric)
+
+
 def effective_length(points: pd.DataFrame, unmeasured: Iterable[int] = ()) -> int | None:
-    """Return the longest length up to which a metric stays above 85% of its value within the training length.
+    """Return the longest length up to which a metric keeps 85% of its value within the training length.
+
+    A score stays above 85% of it; of a loss, where less is better, the value within T stays above 85% of the loss.
 
     Args:
         points: One metric of one method, shortest length first.
@@ -141,9 +168,36 @@ def effective_length(points: pd.DataFrame, unmeasured: Iterable[int] = ()) -> in
     if within.empty:
         return None
     gap = min((length for length in unmeasured if length > shortest.length), default=points.length.max())
-    works = (points.value > KEPT * fmean(within.value)) & (points.length <= gap)
+    at_start = fmean(within.value)
+    kept = points.value > KEPT * at_start if shortest.higher_is_better else points.value * KEPT < at_start
+    works = kept & (points.length <= gap)
     reached = points.length[works.cummin()]
     return None if reached.empty else int(reached.max())
+
+
+def unable_tasks(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield, for each task on which no method of a model scores within the training length, that this is so.
+
+    Args:
+        entries: By model and task, as `rank` returns them.
+    """
+    for (model, task), group in groupby(entries, key=lambda entry: (entry.model, entry.task)):
+        members = list(group)
+        first = members[0]
+        if first.train_length is None or not first.higher_is_better:
+            continue
+        points = pd.concat([entry.points for entry in members])
+        within = points.value[points.length <= first.train_length]
+        if len(within) and not within.any():
+            yield unable_text(model, task, first.metric, first.train_length)
+
+
+def unable_text(model: str, task: str, metric: str, train_length: int) -> str:
+    """Return what is to be said of a model that scores 0 on a task within its training length."""
+    return (
+        f"{model} cannot do {task} within its training length of {length_label(train_length)} tokens ({metric} is 0): "
+        "longer inputs say nothing of the methods"
+    )
 
 
 def mean_over(points: pd.DataFrame) -> float | None:
@@ -171,6 +225,7 @@ def _entry(
     finished = _comparable(costs[costs.metric != OOM_METRIC])
     cost_length = max(finished.length, default=None)
     shown = finished[finished.length == cost_length]
+    scores, problems = logged_scores(points)
     return Entry(
         model=first.model,
         method=first.method,
@@ -186,6 +241,8 @@ def _entry(
         costs=dict(zip(shown.metric, shown.value, strict=True)),
         cost_length=cost_length,
         cost_out_of_memory=min(overflowed, default=None),
+        scores=scores,
+        problems=problems,
     )
 
 
@@ -195,7 +252,8 @@ def _placed(entries: Sequence[Entry]) -> list[Entry]:
     for entry in entries:
         equals = [other.lengths for other in entries if other.effective_length == entry.effective_length]
         common = entry.points[entry.points.length.isin(set.intersection(*map(set, equals)))]
-        keys[entry.method] = (entry.effective_length or 0, entry.mean if common.empty else fmean(common.value))
+        mean = entry.mean if common.empty else fmean(common.value)
+        keys[entry.method] = (entry.effective_length or 0, mean if entry.higher_is_better else -mean)
     ordered = sorted(entries, key=lambda entry: (*(-part for part in keys[entry.method]), entry.method))
     reached = [keys[entry.method] for entry in ordered]
     return [replace(entry, rank=reached.index(keys[entry.method]) + 1) for entry in ordered]
@@ -203,9 +261,19 @@ def _placed(entries: Sequence[Entry]) -> list[Entry]:
 
 def _against_best(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries with their p-values against the first."""
-    best = pooled_scores(entries[0].points)
-    p_values = [None, *(paired_p_value(best, pooled_scores(entry.points)) for entry in entries[1:])]
+    best = entries[0]
+    p_values = [None, *(p_value_of_samples(best, entry) for entry in entries[1:])]
     return [replace(entry, p_best=p_value) for entry, p_value in zip(entries, holm(p_values), strict=True)]
+
+
+def p_value_of_samples(first: Entry, second: Entry) -> float | None:
+    """Return how likely the difference of two entries is by chance, over the common samples of common lengths.
+
+    Returns:
+        The probability; None where samples of a common length were not logged, or none are common.
+    """
+    common = set(first.lengths) & set(second.lengths)
+    return common_p_value(*(entry.scores_at(common) for entry in (first, second)))
 
 
 def _of_first_task(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

@@ -32,10 +32,12 @@ class Results:
     Attributes:
         table: The columns are those of `RESULT_COLUMNS`; what is unknown is missing there (NaN or NA).
         files: The files that the rows come from, by what stands in column `source`.
+        problems: For each damaged file that was left out what is wrong with it.
     """
 
     table: pd.DataFrame
     files: Mapping[Path, ResultsFile]
+    problems: tuple[str, ...] = ()
 
     def where(self, **wanted: str | None) -> "Results":
         """Return the rows that have these values in these columns; None stands for any."""
@@ -44,7 +46,7 @@ class Results:
             if value is not None:
                 chosen &= self.table[column] == value
         table = self.table[chosen]
-        return Results(table, {path: self.files[path] for path in table.source.unique()})
+        return Results(table, {path: self.files[path] for path in table.source.unique()}, self.problems)
 
     def select(self, metric: str, task: str | None = None) -> "Results":
         """Return the rows of one metric of one task.
@@ -72,7 +74,7 @@ def read(paths: Iterable[Path]) -> Results:
     """Read results files, and those in folders and their subfolders, as written by `lm_eval --output_path`.
 
     Where two files hold the same metric of the same model, method, task and length, the run started last wins, which
-    is logged. Tasks without a length are left out.
+    is logged. Tasks without a length are left out, and so are damaged files, which the results name.
 
     Args:
         paths: As in `read_files`.
@@ -81,12 +83,14 @@ def read(paths: Iterable[Path]) -> Results:
         The rows by model, method, task, length and metric.
 
     Raises:
-        UsageError: If a path is missing, a file is not readable as results, or nothing with a length is found.
+        UsageError: If a path is missing, or nothing with a length is found in files that are whole.
     """
     paths = list(paths)
-    files = read_files(paths)
+    files, problems = read_files(paths)
     found = table_of(measurement for file in files for measurement in file.measurements())
     if found.empty:
+        if problems:
+            raise UsageError(problems[0] + (f" (and {len(problems) - 1} more damaged files)" if problems[1:] else ""))
         seen = "only tasks that name no length" if files else "no results file"
         raise UsageError(
             f"no results per length in {', '.join(map(str, paths))}: found {seen}; "
@@ -97,7 +101,7 @@ def read(paths: Iterable[Path]) -> Results:
     for (new, old), lengths in older.groupby(["replaced_by", "source"], sort=False)["length"]:
         logger.warning("%s replaces the older %s at %s", new, old, ", ".join(map(length_label, sorted(set(lengths)))))
     table = found[found.replaced_by.isna()].drop(columns="replaced_by").sort_values(KEY, ignore_index=True)
-    return Results(table, {file.path: file for file in files}).where()
+    return Results(table, {file.path: file for file in files}, tuple(problems)).where()
 
 
 def table_of(measurements: Iterable[Measurement]) -> pd.DataFrame:

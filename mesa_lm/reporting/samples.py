@@ -1,15 +1,26 @@
 """Read what single samples scored, from the files that `lm_eval --log_samples` writes beside its results."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from mesa_lm.errors import UsageError
+from mesa_lm.reporting import statistics
+from mesa_lm.reporting.aggregations import AGGREGATIONS, Numbers
+from mesa_lm.reporting.file_checks import is_writable
 from mesa_lm.reporting.lm_eval_files import Measurement
 from mesa_lm.reporting.results import measurements
+
+ROUNDING = 1e-6  # by which, of its amount, a metric may differ from what its samples make
+SHOWN = 60  # characters of what was found
+
+
+class NotComparableError(UsageError):
+    """A metric that its samples do not make in a known way."""
 
 
 class Answer(NamedTuple):
@@ -19,7 +30,7 @@ class Answer(NamedTuple):
         sample: The hashes of its document and of its target, the same in all runs.
         doc_id: Number of the document in its task.
         line: Where it stands in the file, from 1.
-        score: The metric on this sample; a number, unless the metric is computed from all samples together.
+        score: What was logged for the metric: a number, unless the metric is made of all samples together.
         expected: The right answer.
         found: The model's answer.
     """
@@ -32,6 +43,24 @@ class Answer(NamedTuple):
     found: str
 
 
+class Scores(NamedTuple):
+    """Hold what each sample behind a metric contributes to it.
+
+    Attributes:
+        parts: By sample the numbers whose sums over samples give the metric, (samples, parts).
+        documents: By sample the number of its document, which all lengths of a task count alike.
+        value: From sums, (..., parts), to the metric, (...).
+    """
+
+    parts: pd.DataFrame
+    documents: "pd.Series[Any]"
+    value: Callable[[Numbers], Numbers]
+
+    def of(self, samples: "pd.Index[str]") -> Numbers:
+        """Return the numbers of some samples, (samples, parts)."""
+        return self.parts.loc[samples].to_numpy()
+
+
 def answers(measured: Measurement) -> Iterator[Answer]:
     """Yield what the model answered to every sample behind a metric; nothing where that was not logged.
 
@@ -42,65 +71,131 @@ def answers(measured: Measurement) -> Iterator[Answer]:
         return
     path = samples_path(measured)
     metric, _, filter_name = measured.metric.partition(",")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UsageError(f"{path}, line {number}: not readable as JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise UsageError(f"{path}, line {number}: a sample must be a JSON object")
-            if record.get("filter") == (filter_name or "none"):
+            if not isinstance(record, dict) or not isinstance(record.get("doc_id", 0), int):
+                raise UsageError(f"{path}, line {number}: a sample must be a JSON object with a whole number as doc_id")
+            # A metric of one depth is logged for the samples of that depth alone.
+            if record.get("filter") == (filter_name or "none") and metric in record:
                 response = record.get("filtered_resps")
                 while isinstance(response, list) and response:
                     response = response[0]
-                yield Answer(
+                answer = Answer(
                     sample=f"{record.get('doc_hash')}-{record.get('target_hash')}",
                     doc_id=record.get("doc_id", 0),
                     line=number,
-                    score=record.get(metric),
+                    score=record[metric],
                     expected=str(record.get("target")),
                     found=str(response),
                 )
+                if not is_writable(answer.sample + answer.expected + answer.found):
+                    raise UsageError(f"{path}, line {number}: a text must be of whole Unicode characters")
+                yield answer
 
 
-def scores(measured: Measurement) -> "pd.Series[float]":
-    """Return the score of every sample behind a metric, by sample.
+def scores(measured: Measurement) -> Scores:
+    """Return what every sample behind a metric contributes to it.
 
     Raises:
+        NotComparableError: How the metric is made of its samples is not known here.
         UsageError: No samples were logged, or their file is damaged, or does not hold what the results file says.
     """
     path = samples_path(measured)
-    if not path.exists():
+    if not path.is_file():
         raise UsageError(f"{path}: no such file; evaluate with --log_samples to compare samples")
-    found: dict[str, float] = {}
+    aggregation = AGGREGATIONS.get(measured.aggregation)
+    if aggregation is None:
+        raise _not_comparable(measured, f"it is made by {measured.aggregation} of all samples together")
+    found: dict[str, Sequence[float]] = {}
+    documents: dict[str, int] = {}
     for answer in answers(measured):
-        if not isinstance(answer.score, int | float):
-            raise UsageError(
-                f"{path}, line {answer.line}: {measured.metric} of a sample must be a number, found {answer.score!r}; "
-                "metrics that are computed from all samples together cannot be compared sample by sample"
-            )
         # A task may ask the same document twice.
-        found[f"{answer.sample}-{answer.doc_id}" if answer.sample in found else answer.sample] = float(answer.score)
-    if measured.samples is not None and len(found) != measured.samples:
+        key = f"{answer.sample}-{answer.doc_id}" if answer.sample in found else answer.sample
+        try:
+            found[key] = aggregation.parts(answer.score)
+        except (TypeError, ValueError, OverflowError):
+            logged = f"line {answer.line} of {path} has {str(answer.score)[:SHOWN]}"
+            raise _not_comparable(measured, f"{logged}, of which {measured.aggregation} is not made") from None
+        documents[key] = answer.doc_id
+    if not found or measured.samples not in (None, len(found)):
         raise UsageError(f"{path}: {measured.samples} samples expected for {measured.metric}, found {len(found)}")
-    return pd.Series(found, dtype=float)
+    parts = pd.DataFrame.from_dict(found, orient="index", dtype=float)
+    value = float(aggregation.value(parts.to_numpy().sum(axis=0)))
+    if not math.isclose(value, measured.value, rel_tol=ROUNDING, abs_tol=ROUNDING):
+        made = f"the {measured.aggregation} of its samples is {value:.6g}"
+        raise _not_comparable(measured, f"{made}, and {measured.source} says {measured.value:.6g}")
+    return Scores(parts, pd.Series(documents), aggregation.value)
 
 
-def pooled_scores(points: pd.DataFrame) -> "pd.Series[float] | None":
-    """Return the scores of the samples of all rows of a table, by task and sample; None where some were not logged."""
-    rows = list(measurements(points))
-    if not rows or not all(map(has_samples, rows)):
+def logged_scores(points: pd.DataFrame) -> tuple[dict[str, Scores], tuple[str, ...]]:
+    """Return what the samples behind some rows contribute.
+
+    Args:
+        points: Rows of one metric of one method, one per length.
+
+    Returns:
+        The scores by the name of the task, without those that were not logged or cannot be compared; and for each
+        damaged file what is wrong with it.
+    """
+    found: dict[str, Scores] = {}
+    problems = []
+    for row in measurements(points):
+        try:
+            found |= {row.name: scores(row)} if has_samples(row) else {}
+        except NotComparableError:
+            continue
+        except UsageError as error:
+            problems.append(str(error))
+    return found, tuple(problems)
+
+
+def common_p_value(first: Mapping[str, Scores | None], second: Mapping[str, Scores | None]) -> float | None:
+    """Return how likely the difference of a metric's mean over lengths is by chance, from common samples.
+
+    Args:
+        first: What samples of one method contribute, by the names of the tasks of each length; None where that is not
+            known.
+        second: The same of another method.
+
+    Returns:
+        The p-value of `statistics.paired_p_value`; None where something is not known, or no sample is common.
+    """
+    pairs = [(first[name], second[name]) for name in first if name in second]
+    sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
+    value = None
+    for one, other in pairs:
+        if one is None or other is None:
+            return None
+        samples = one.parts.index.intersection(other.parts.index)
+        if samples.empty:
+            continue
+        value = one.value
+        for side, scored in zip(sides, (one, other), strict=True):
+            side.append(scored.parts.loc[samples].groupby(one.documents[samples]).sum())
+    if value is None:
         return None
-    return pd.concat({row.name: scores(row) for row in rows})
+    # (documents, lengths x parts), 0 where a document was not asked at a length
+    tables = [pd.concat(side, axis=1).fillna(0.0).sort_index() for side in sides]
+    first_parts, second_parts = (
+        table.to_numpy().reshape(len(table), len(side), -1) for table, side in zip(tables, sides, strict=True)
+    )
+    return statistics.paired_p_value(first_parts, second_parts, value)
 
 
 def has_samples(measured: Measurement) -> bool:
     """Return whether the samples behind a metric were logged."""
-    return samples_path(measured).exists()
+    return samples_path(measured).is_file()
 
 
 def samples_path(measured: Measurement) -> Path:
     """Return the file that lm-eval writes for a task beside its results file."""
     stamp = measured.source.stem.removeprefix("results_")
     return measured.source.with_name(f"samples_{measured.name}_{stamp}.jsonl")
+
+
+def _not_comparable(measured: Measurement, why: str) -> NotComparableError:
+    return NotComparableError(f"{measured.metric} of {measured.name} cannot be compared sample by sample: {why}")

@@ -1,18 +1,25 @@
 """How sure a number is, and how likely a difference is by chance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from itertools import product
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, bootstrap, norm, permutation_test
+from scipy.stats import binomtest, hypergeom, norm
+from scipy.stats import t as student
+
+from mesa_lm.reporting.aggregations import Numbers, mean
 
 Z_95 = float(norm.ppf(0.975))
+SIGNIFICANT = 0.05
+EXACT = 13  # documents that differ, up to which all ways to exchange them are tried: 8,192
 RESAMPLES = 9_999
 BATCH = 1_000  # resamples in memory at a time
 SEED = 0
+ROUNDING = 1e-9  # by which, of their amount, equal numbers may differ
 
 
 class Interval(NamedTuple):
@@ -22,11 +29,31 @@ class Interval(NamedTuple):
     high: float
 
 
+class Estimate(Protocol):
+    """A mean of samples and how sure it is."""
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+
+    @property
+    def stderr(self) -> float | None:
+        """Its standard error; None where unknown."""
+
+    @property
+    def samples(self) -> int | None:
+        """Of how many samples; None where unknown."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of successes."""
+
+
 class PairedTest(NamedTuple):
     """Hold what two methods' scores of the same samples say.
 
     Attributes:
-        difference: 95% interval of the mean of second - first; None for a single sample, which says nothing of it.
+        difference: 95% interval of second - first; None for so few samples that no difference would be significant.
         p_value: Probability of a difference at least as large if the methods were equal.
         test: Its name, "McNemar" or "sign flips".
     """
@@ -62,9 +89,15 @@ def share_interval(successes: int, samples: int) -> Interval:
     return Interval(float(bounds.low), float(bounds.high))
 
 
-def normal_interval(value: float, stderr: float) -> Interval:
-    """Return the interval of a mean with a standard error."""
-    return Interval(value - Z_95 * stderr, value + Z_95 * stderr)
+def student_interval(value: float, stderr: float, samples: int | None) -> Interval | None:
+    """Return the interval of a mean with a standard error; None for one sample, which has none.
+
+    Source: Student 1908, The probable error of a mean; for an unknown number of samples the normal distribution.
+    """
+    if samples is not None and samples < 2:
+        return None
+    half = stderr * (Z_95 if samples is None else float(student.ppf(0.975, samples - 1)))
+    return Interval(value - half, value + half)
 
 
 def mean_interval(points: pd.DataFrame) -> Interval | None:
@@ -86,46 +119,132 @@ def mean_interval(points: pd.DataFrame) -> Interval | None:
     return Interval(mean - below, mean + above)
 
 
-def paired_test(first: "pd.Series[float]", second: "pd.Series[float]") -> PairedTest:
-    """Compare the scores of the same samples under two methods.
+def paired_test(first: Numbers, second: Numbers, value: Callable[[Numbers], Numbers]) -> PairedTest:
+    """Compare what two methods scored on the same samples.
 
     Args:
-        first: Score by sample.
-        second: Score by sample; the samples that only one of the two has are left out.
+        first: (samples, parts), the numbers of each sample; a metric is a function of their sums over samples.
+        second: Those of the second method, on the same samples in the same order.
+        value: From sums, (..., parts), to the metric, (...).
 
     Returns:
-        Where all scores are 0 or 1, McNemar's exact test, else a sign-flip test: were the methods equal, each
-        difference would have either sign alike. It is exact for up to 13 samples.
+        Where all are scores of 0 or 1 and the metric is their mean, McNemar's exact test, else that of
+        `paired_p_value`, with an interval from the fewest samples with which it can tell any difference.
 
     Source:
         McNemar 1947 in its exact binomial form, with the interval of Agresti and Min 2005, Simple improved confidence
-        intervals for comparing matched proportions. Fisher 1935, The design of experiments, section 21, for the sign
-        flips, with the bootstrap's percentile interval, Efron and Tibshirani 1993, chapter 13.
+        intervals for comparing matched proportions; the bootstrap's percentile interval, Efron and Tibshirani 1993,
+        chapter 13.
     """
-    pairs = pd.concat([first, second], axis=1, join="inner", keys=["first", "second"]).sort_index()
-    difference = (pairs["second"] - pairs["first"]).to_numpy()
-    if pairs.isin([0.0, 1.0]).to_numpy().all():
+    if value is mean and np.isin([first, second], (0.0, 1.0)).all():
+        difference = (second - first)[:, 0]
         return _mcnemar(len(difference), int((difference > 0).sum()), int((difference < 0).sum()))
-    if len(difference) == 1:
-        return PairedTest(None, 1.0, "sign flips")
-    options = {"n_resamples": RESAMPLES, "batch": BATCH, "rng": SEED}
-    flips = permutation_test((difference,), np.mean, permutation_type="samples", **options)
-    bounds = bootstrap((difference,), np.mean, method="percentile", **options).confidence_interval
-    return PairedTest(Interval(float(bounds.low), float(bounds.high)), float(flips.pvalue), "sign flips")
+    p_value = paired_p_value(first[:, None], second[:, None], value)
+    if 2 ** (1 - len(first)) > SIGNIFICANT:
+        return PairedTest(None, p_value, "sign flips")
+    generator, even = np.random.default_rng(SEED), np.full(len(first), 1 / len(first))
+    drawn = (generator.multinomial(len(first), even, BATCH) for _ in range(0, RESAMPLES, BATCH))
+    differences = np.concatenate([value(times @ second) - value(times @ first) for times in drawn])
+    low, high = np.percentile(differences, (2.5, 97.5))
+    return PairedTest(Interval(float(low), float(high)), p_value, "sign flips")
 
 
-def paired_p_value(first: "pd.Series[float] | None", second: "pd.Series[float] | None") -> float | None:
-    """Return the p-value of `paired_test`; None where scores are missing or of other samples."""
-    if first is None or second is None or first.index.intersection(second.index).empty:
+def paired_p_value(first: Numbers, second: Numbers, value: Callable[[Numbers], Numbers]) -> float:
+    """Return how likely a difference of a metric that large would be if two methods were equal.
+
+    Were they equal, it would be chance which of the two answers to a document is whose: they change places. All
+    lengths of a document change places together, for they are no more independent than its text.
+
+    Args:
+        first: (documents, lengths, parts), the numbers of each sample, zeros where there is none.
+        second: Those of the second method.
+        value: From sums over documents, (..., parts), to the metric, (...); of several lengths its mean counts.
+
+    Returns:
+        The probability: exact where at most 13 documents differ, as all ways to change places are tried, else from
+        9,999 draws. It is at least 2 / 2^n for n documents.
+
+    Source:
+        Fisher 1935, The design of experiments, section 21; Phipson and Smyth 2010, Permutation p-values should never be
+        zero.
+    """
+    differs = (first != second).any(axis=(1, 2))
+    total, moved = (first + second).sum(axis=0), (second - first)[differs]
+
+    def differences(signs: Numbers) -> Numbers:
+        change = np.tensordot(signs, moved, axes=1)
+        found: Numbers = np.abs((value((total + change) / 2) - value((total - change) / 2)).mean(axis=-1))
+        return found
+
+    observed = float(differences(np.ones((1, len(moved))))[0])
+    tried = np.concatenate([differences(signs) for signs in _signs(len(moved))])
+    as_large = int((tried >= observed * (1 - ROUNDING)).sum())
+    return as_large / len(tried) if len(moved) <= EXACT else (as_large + 1) / (len(tried) + 1)
+
+
+def _signs(count: int) -> Iterator[Numbers]:
+    """Yield all ways to exchange so many documents, (ways, documents), or some drawn ones where these are many."""
+    if count <= EXACT:
+        yield np.array(list(product((1.0, -1.0), repeat=count))).reshape(2**count, count)
+        return
+    generator = np.random.default_rng(SEED)
+    for start in range(0, RESAMPLES, BATCH):
+        yield generator.choice((1.0, -1.0), size=(min(BATCH, RESAMPLES - start), count))
+
+
+def unpaired_p_value(first: Sequence[Estimate], second: Sequence[Estimate]) -> float | None:
+    """Return how likely the difference of two independent means over the same lengths is by chance.
+
+    Args:
+        first: One estimate per length.
+        second: Those of the other, at the same lengths.
+
+    Returns:
+        For shares of successes an exact test of all lengths, else Welch's test. It is never less than what any test
+        could say of so few documents, which may be the same ones at every length. None where the number of samples or
+        a standard error is unknown.
+
+    Source:
+        Fisher 1935, section 21.1, for one length; Mehta, Patel and Gray 1985, Computing an exact confidence interval
+        for the common odds ratio in several 2 x 2 contingency tables, for several. Welch 1947, The generalization of
+        "Student's" problem when several different population variances are involved.
+    """
+    counts = [max((one.samples or 0 for one in side), default=0) for side in (first, second)]
+    if not all(one.samples for one in (*first, *second)) or not all(counts):
         return None
-    return paired_test(first, second).p_value
+    least = 2 / math.comb(sum(counts), counts[0])
+    if all(one.is_share for one in (*first, *second)):
+        found: float | None = _stratified(first, second)
+    else:
+        found = _welch(first, second)
+    return None if found is None else min(1.0, max(least, found))
 
 
-def unpaired_p_value(values: Sequence[float], intervals: Sequence[Interval]) -> float:
-    """Return how likely the difference of two independent means is by chance, from their intervals."""
-    error = math.hypot(*((interval.high - interval.low) / 2 / Z_95 for interval in intervals))
-    difference = abs(values[0] - values[1])
-    return float(2 * norm.sf(difference / error)) if error else float(difference == 0)
+def _welch(first: Sequence[Estimate], second: Sequence[Estimate]) -> float | None:
+    """Return Welch's p-value of a difference of means; None where a standard error is unknown."""
+    errors = [(one.stderr, (one.samples or 0) - 1) for one in (*first, *second)]
+    if any(stderr is None or not free for stderr, free in errors):
+        return None
+    difference = abs(sum(one.value for one in first) - sum(one.value for one in second))
+    squares = [((stderr or 0.0) ** 2, free) for stderr, free in errors]
+    variance = sum(square for square, _ in squares)
+    if not variance:
+        return float(difference == 0)
+    freedom = variance**2 / sum(square**2 / free for square, free in squares)
+    return float(2 * student.sf(difference / math.sqrt(variance), freedom))
+
+
+def _stratified(first: Sequence[Estimate], second: Sequence[Estimate]) -> float:
+    """Return the exact p-value of a difference in successes, where each length has its own share of them."""
+    probability, start, found = np.ones(1), 0, 0
+    for one, other in zip(first, second, strict=True):
+        samples = [one.samples or 0, other.samples or 0]
+        won = [round(side.value * count) for side, count in zip((one, other), samples, strict=True)]
+        successes = hypergeom(sum(samples), sum(won), samples[0])
+        low, high = (int(bound) for bound in successes.support())
+        probability = np.convolve(probability, successes.pmf(np.arange(low, high + 1)))
+        start, found = start + low, found + won[0]
+    return float(probability[probability <= probability[found - start] * (1 + ROUNDING)].sum())
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

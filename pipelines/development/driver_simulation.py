@@ -6,20 +6,23 @@ python -m mesa_lm.pipelines.development.driver_simulation --shards 10000 --worke
 from __future__ import annotations
 
 import json
+import os
 import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import ray
 import typer
 
 from mesa_lm.pipelines.driver import Driver
-from mesa_lm.pipelines.outcome import Outcome, ShardReport
+from mesa_lm.pipelines.outcome import Outcome, Pulse, ShardReport
 from mesa_lm.pipelines.run import cluster
 from mesa_lm.pipelines.settings import Sweep
 from mesa_lm.pipelines.shards import Shard
 from mesa_lm.pipelines.store import Store
+from mesa_lm.pipelines.worker_pool import WorkerPool
 
 CPUS = 0.01  # of a worker, so that many fit any machine
 
@@ -35,6 +38,21 @@ class FakeWorker:
         self.store.write_shard(shard.key, {"responses": {str(number): [["12345"]] for number in range(4)}})
         return ShardReport(status="done")
 
+    def pulse(self) -> Pulse:
+        """Say where this is."""
+        return Pulse(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), still_s=0.0)
+
+
+class Unwatched:
+    """Follows a sweep without a look."""
+
+    def done(self, shard: Shard) -> bool:
+        """Take in that a shard is done."""
+        return True
+
+    def show(self, pool: WorkerPool, left: int) -> None:
+        """Show nothing."""
+
 
 def fake_plan(count: int) -> list[Shard]:
     """Return shards of one sample each."""
@@ -42,6 +60,7 @@ def fake_plan(count: int) -> list[Shard]:
         Shard(
             key=f"{number:012x}",
             documents="",
+            sources="",
             model=0,
             method=0,
             task=0,
@@ -79,10 +98,10 @@ def simulate(shards: int, workers: int, folder: Path) -> dict[str, Any]:
     outcome, store = Outcome(), Store(folder)
     plan = fake_plan(shards)
     with store.locked(), cluster(None):
-        Driver(sweep, store, outcome, FakeWorker).work(plan[: shards // 10], total=shards)
+        Driver(sweep, store, outcome, FakeWorker).work(plan[: shards // 10], Unwatched())
         early = _peak_mb()
         wall, cpu = time.perf_counter(), time.process_time()
-        Driver(sweep, store, outcome, FakeWorker).work(plan[shards // 10 :], total=shards)
+        Driver(sweep, store, outcome, FakeWorker).work(plan[shards // 10 :], Unwatched())
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     measured = shards - shards // 10
     return {

@@ -10,7 +10,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.task_options import COUNT, TEXT, OptionRules, check_task_options
-from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.tokenizing import task_encoding
 
 RULES: OptionRules = {"num_samples": COUNT, "bin_width": COUNT, "data": TEXT, "split": TEXT}
 # Called with the user's metadata before anything is loaded; the README describes the options.
@@ -48,7 +48,7 @@ def reports_dataset(
         ModelError: There is no such tokenizer, or it cannot be loaded.
     """
     check_options(model_args | {"num_samples": num_samples, "data": data, "split": split, "bin_width": bin_width})
-    count_tokens = token_counter(load_tokenizer(model_args), model_args.get("add_bos_token"))
+    count_tokens = task_encoding(model_args).count_prompt
     docs, rows = [], _load(data, split)
     report, summary = _columns(data, rows)
     for row in rows:

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from mesa_lm.harness.task_options import COUNT, TEXT, OptionRules, check_task_options, wrong_option
-from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.tokenizing import task_encoding
 from mesa_lm.tasks.long_ppl import embedded_text
 from mesa_lm.tasks.long_ppl.cutting import Count, first_word_end, last_word_end, longest_piece, too_short
 from mesa_lm.tasks.long_ppl.documents import TAIL, documents
@@ -74,7 +74,7 @@ def long_ppl_dataset(
         ModelError: There is no such tokenizer, or it cannot be loaded.
     """
     check_options(model_args | {"num_samples": num_samples, "data": data})
-    count = token_counter(load_tokenizer(model_args), model_args.get("add_bos_token"))
+    count = task_encoding(model_args).count
     source = None if data is None else Source(data, subset, split, column)
     found = documents(source, max([length, *(lengths or [])]), num_samples, count)
     common = {

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.task_options import COUNT, WHOLE_NUMBER, OptionRules, check_task_options
-from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.tokenizing import task_encoding
 from mesa_lm.tasks.longeval_lines import texts
 
 RULES: OptionRules = {"num_samples": COUNT, "seed": WHOLE_NUMBER, "prompt": tuple(texts.ENDINGS)}
@@ -57,7 +57,7 @@ def lines_dataset(*, length: int, num_samples: int, prompt: str, seed: int, **mo
         ModelError: There is no such tokenizer, or it cannot be loaded.
     """
     check_options(model_args | {"num_samples": num_samples, "prompt": prompt, "seed": seed})
-    count_tokens = token_counter(load_tokenizer(model_args), model_args.get("add_bos_token"))
+    count_tokens = task_encoding(model_args).count_prompt
     docs = []
     for i in range(num_samples):
         record = draw_record(random.Random(f"{seed} {length} {i}"), texts.ENDINGS[prompt])

@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
 
 from mesa_lm.harness.task_options import check_task_options
 from mesa_lm.tasks.passkey_long import questions as passkey
@@ -42,6 +44,35 @@ def grid_dataset(
     return {"test": Dataset.from_list([row | depth for row, depth in zip(rows, asked, strict=True)])}
 
 
+class PasskeyGrid(ConfigurableTask):
+    """Passkey retrieval whose measures are as many as there are depths."""
+
+    def __init__(self, config: dict[str, Any] | None = None, **options: Any) -> None:
+        """Build the questions.
+
+        Args:
+            config: The task's YAML.
+            **options: As for lm-eval's tasks.
+        """
+        super().__init__(config={name: v for name, v in (config or {}).items() if name != "class"}, **options)
+
+    def aggregation(self) -> dict[str, Any]:
+        """Return how answers are summed up: every measure by its mean."""
+        return {**super().aggregation(), **dict.fromkeys(self._depth_metrics(), mean)}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Return the direction of every measure: more is better."""
+        return {**super().higher_is_better(), **dict.fromkeys(self._depth_metrics(), True)}
+
+    def _depth_metrics(self) -> list[str]:
+        return list(dict.fromkeys(map(depth_metric, self.dataset["test"]["asked_depth"])))
+
+
+def depth_metric(depth: float) -> str:
+    """Return the name of the accuracy at a depth, a share from 0 to 1."""
+    return f"acc_depth_{round(100 * depth, 1):g}"
+
+
 def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
     """Compare an answer with the key.
 
@@ -53,4 +84,4 @@ def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
         `acc` as passkey_long scores it, and the same under `acc_depth_P` alone, P the depth in percent.
     """
     acc: float = passkey.score(doc, results)["acc"]
-    return {"acc": acc, f"acc_depth_{round(100 * doc['asked_depth'], 1):g}": acc}
+    return {"acc": acc, depth_metric(doc["asked_depth"]): acc}

@@ -10,7 +10,6 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.task_options import (
@@ -22,13 +21,14 @@ from mesa_lm.harness.task_options import (
     is_count,
     is_shares,
 )
-from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.tokenizing import TextEncoding, task_encoding
 from mesa_lm.tasks.passkey_long import texts
 
 CHAT = "chat"  # the prompt made by the tokenizer's own chat template
+MOST_DEPTHS = 1001  # a metric is named by its depth in percent, with one decimal
 DEPTHS = OptionRule(
-    lambda value: is_count(value) or is_shares(value),
-    "a whole number of at least 1, or a list of shares from 0 to 1",
+    lambda value: (is_count(value) and value <= MOST_DEPTHS) or is_shares(value),
+    f"a whole number from 1 to {MOST_DEPTHS}, or a list of shares from 0 to 1",
 )
 RULES: OptionRules = {
     "num_samples": COUNT,
@@ -164,9 +164,8 @@ def build_prompts(
         UsageError: The length is too short, or the tokenizer has no chat template.
         ModelError: There is no such tokenizer, or it cannot be loaded.
     """
-    tokenizer = load_tokenizer(model_args)
-    prefix, suffix = _affixes(task, prompt, tokenizer, model_args)
-    counter = PromptCounter(token_counter(tokenizer, model_args.get("add_bos_token")), prefix, suffix)
+    encoding = task_encoding(model_args)
+    counter = PromptCounter(encoding.count_prompt, *_affixes(task, prompt, encoding))
     if _bare_tokens(counter, questions) > length:
         # Keys drawn for another length may take more tokens.
         more = [*questions, *draw_questions(length, 200, None, seed), Question(texts.MAX_KEY, 0.0)]
@@ -228,22 +227,20 @@ def evenly_spaced(number: int) -> list[float]:
     return [i / (number - 1) for i in range(number)] if number > 1 else [0.5]
 
 
-def _affixes(
-    task: str, prompt: str, tokenizer: PreTrainedTokenizerBase, model_args: Mapping[str, Any]
-) -> tuple[str, str]:
+def _affixes(task: str, prompt: str, encoding: TextEncoding) -> tuple[str, str]:
     """Return what stands before and after the text in a prompt variant."""
     if prompt != CHAT:
         return texts.PROMPTS[prompt]
+    tokenizer = encoding.tokenizer
     if not tokenizer.chat_template:
         raise UsageError(
             f"{task}: the tokenizer {tokenizer.name_or_path!r} has no chat template, which prompt 'chat' needs "
             f"(without one: {', '.join(texts.PROMPTS)})"
         )
-    settings = dict(model_args.get("chat_template_args") or {})
-    if model_args.get("enable_thinking") is not None:
-        settings["enable_thinking"] = model_args["enable_thinking"]
     message = {"role": "user", "content": f"{texts.DESCRIPTION}\n\n{texts.QUESTION}"}
-    rendered = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, **settings)
+    rendered = tokenizer.apply_chat_template(
+        [message], tokenize=False, add_generation_prompt=True, **encoding.chat_template_args
+    )
     assert isinstance(rendered, str)  # not tokenized
     prefix, _, suffix = rendered.partition(texts.DESCRIPTION)
     return prefix, suffix

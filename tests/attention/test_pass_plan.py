@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 
 import mesa_lm
 from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.cache_layer import filled
 from mesa_lm.attention.call import ForwardCall, WantedLogits
 from mesa_lm.attention.encoding import Encoding
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
@@ -25,8 +26,9 @@ def passes(lengths, name, cache=None, **options):
     mask = torch.ones(len(lengths), (0 if cache is None else cache.columns) + max(lengths), dtype=torch.long)
     for row, length in enumerate(lengths):
         mask[row, mask.shape[1] - max(lengths) + length :] = 0
-    call = ForwardCall(input_ids=ids, attention_mask=mask, cache=cache)
     method = mesa_lm.make_method(name, **options).bind(CONFIG)
+    held = None if cache is None else filled(None, cache, method)
+    call = ForwardCall(input_ids=ids, attention_mask=mask, cache=held)
     plan = PassPlan(call, WantedLogits(call), method, NO_LAYERS)
     found = []
     for model_pass, rows, columns, _ in plan.passes():

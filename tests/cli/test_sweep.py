@@ -29,13 +29,22 @@ def path(tmp_path):
 
 
 def shards(count):
-    common = {"model": 0, "method": 1, "task": 0, "leaf": "passkey_long_80", "length": 80, "cost": 80, "documents": ""}
+    common = {
+        "model": 0,
+        "method": 1,
+        "task": 0,
+        "leaf": "passkey_long_80",
+        "length": 80,
+        "cost": 80,
+        "documents": "",
+        "sources": "",
+    }
     return [Shard(key=f"k{i}", start=i, stop=i + 1, **common) for i in range(count)]
 
 
 def finishes(monkeypatch, outcome):
     """Let a sweep end so, without running it."""
-    monkeypatch.setattr(run_module, "run_sweep", lambda sweep, address: outcome)
+    monkeypatch.setattr(run_module, "run_sweep", lambda sweep, address, live: outcome)
 
 
 def test_dry_run_prints_shards_and_cost_and_writes_nothing(path, monkeypatch):
@@ -78,7 +87,8 @@ def test_failures_are_status_1_and_those_alike_are_said_once(path, monkeypatch):
 
 def test_out_and_set_replace_settings_and_results_are_tracked(path, monkeypatch, tmp_path):
     ran, tracked = [], []
-    monkeypatch.setattr(run_module, "run_sweep", lambda *given: ran.append(given) or Outcome(results=[Path("a.json")]))
+    finished = Outcome(results=[Path("a.json")])
+    monkeypatch.setattr(run_module, "run_sweep", lambda *given, live: ran.append(given) or finished)
     monkeypatch.setattr(tracking, "log_results", lambda results, target: tracked.append((results, target)))
     other = tmp_path / "other"
     done = run("sweep", path, "--out", other, "--set", "wandb={project: p, mode: offline}", "--address", "auto")
@@ -94,7 +104,7 @@ def test_ctrl_c_says_what_is_kept(path, monkeypatch):
     store = Store(path.parent / "out")
     store.write_shard("k", {})
 
-    def interrupted(sweep, address):
+    def interrupted(sweep, address, live):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "run_sweep", interrupted)
@@ -103,6 +113,27 @@ def test_ctrl_c_says_what_is_kept(path, monkeypatch):
     assert done.stderr.startswith(
         f"interrupted: 1 finished shards are kept in {store.folder}; the same command goes on"
     )
+
+
+@pytest.mark.parametrize("address", ["banana", "ray://", "http://host:1", "host:port", ""])
+def test_an_address_that_is_none_is_refused(path, address):
+    done = in_process("sweep", path, "--address", address)
+    assert (done.returncode, done.stdout) == (2, "")
+    said = f"error: --address must be auto, HOST:PORT or ray://HOST:PORT, found {address!r}"
+    assert done.stderr.splitlines()[-1] == said
+
+
+def test_a_data_set_out_of_reach_is_one_line(path):
+    """Off the network, as all tests are."""
+    done = in_process("sweep", path, "--dry-run", "--set", "tasks=[hellaswag]")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("error: task 'hellaswag' cannot be loaded here: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_folder_is_refused(path):
+    done = in_process("sweep", path, "--out", "")
+    assert done.returncode == 2 and "out: must be a folder of its own" in done.stderr
 
 
 def test_a_wrong_file_is_status_2_and_one_line(tmp_path):

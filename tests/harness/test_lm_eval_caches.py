@@ -70,6 +70,16 @@ def test_other_weights_at_the_same_place_are_another_model(model_path, tmp_path)
     assert CachingLM(model, path).loglikelihood(asked) != before
 
 
+def test_answers_of_other_sources_are_not_served(model_path, tmp_path, monkeypatch) -> None:
+    path, asked = str(tmp_path / "answers.db"), requests("loglikelihood", *pairs([31]))
+    model = MesaHFLM(pretrained=model_path, method="origin")
+    before = CachingLM(model, path).loglikelihood(asked)
+    monkeypatch.setattr(model, "loglikelihood", lambda *asked, **options: [(-1.0, False)] * len(asked[0]))
+    assert CachingLM(model, path).loglikelihood(asked) == before
+    monkeypatch.setattr("mesa_lm.harness.model.package_digest", lambda: "edited")
+    assert CachingLM(model, path).loglikelihood(asked) == [(-1.0, False)] != before
+
+
 @pytest.fixture
 def saved_requests(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(request_cache, "PATH", str(tmp_path / "requests"))

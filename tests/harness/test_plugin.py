@@ -24,12 +24,18 @@ model_registry = Registry()
     "tasks/__init__.py": "from lm_eval.tasks.manager import TaskManager\n",
     "tasks/manager.py": "class TaskManager: ...\n",
     "evaluator.py": "from lm_eval.tasks import TaskManager\n",
+    "_cli/__init__.py": "",
+    "_cli/harness.py": "",
 }
 INIT = "from mesa_lm.harness.plugin import install\ninstall()\n"
 DISCOVERY = """
 from lm_eval.tasks.manager import TaskManager as StockTaskManager
 class TaskManager(StockTaskManager): ...
 """
+EXTENSIONS = {
+    "harness/evaluation.py": "def extend_evaluator(evaluator): evaluator.extended = True\n",
+    "harness/lm_eval_command.py": "def extend_command(harness): harness.extended = True\n",
+}
 REGISTERED = (
     "import lm_eval.models; from lm_eval.api.registry import model_registry; print('mesa-hf' in model_registry)"
 )
@@ -53,6 +59,7 @@ def site(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     if request.param == "imitation":
         write(tmp_path / "lm_eval", LM_EVAL)
     write(tmp_path / "mesa_lm", {"__init__.py": INIT, "harness/__init__.py": "", "harness/task_manager.py": DISCOVERY})
+    write(tmp_path / "mesa_lm", EXTENSIONS)
     for name in ("errors.py", "harness/plugin.py"):
         shutil.copy(PACKAGE / name, tmp_path / "mesa_lm" / name)
     shutil.copy(PACKAGE / "harness" / "startup.pth", tmp_path / "mesa_lm.pth")
@@ -119,6 +126,13 @@ def test_importing_mesa_lm_is_enough_without_the_hook(site: Path, first: str) ->
     code = f"import {first}, mesa_lm\nmesa_lm.install()\n{IN_USE}"
     ours = "\n".join(["mesa_lm.harness.task_manager"] * 3)
     assert output(site, f"{code}\n{REGISTERED}", hook=False) == f"{ours}\nTrue"
+
+
+@pytest.mark.parametrize("module", ["lm_eval.evaluator", "lm_eval._cli.harness"])
+@pytest.mark.parametrize("hook", [True, False])
+def test_evaluation_and_command_are_extended(site: Path, module: str, hook: bool) -> None:
+    first = "" if hook else "import mesa_lm; "
+    assert output(site, f"{first}import {module}; print({module}.extended)", hook=hook) == "True"
 
 
 def test_watched_modules_keep_their_loader(site: Path) -> None:

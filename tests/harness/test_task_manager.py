@@ -1,5 +1,6 @@
 """The task manager on this project's tasks, the user's and lm-eval's."""
 
+import json
 import logging
 import random
 from pathlib import Path
@@ -82,3 +83,33 @@ def test_stock_names_load_as_before(folder: Path) -> None:
     assert ours.load("plain")["tasks"]["plain"].dump_config() == stock.load("plain")["tasks"]["plain"].dump_config()
     with pytest.raises(KeyError):
         ours.load("nothing")
+
+
+FUNCTION_TASK = """
+task: named
+custom_dataset: !function utils.documents
+test_split: test
+output_type: generate_until
+doc_to_text: text
+doc_to_target: text
+fewshot_config: {sampler: default, process_docs: !function utils.keep}
+metric_list: [{metric: exact_match}]
+"""
+FUNCTION_UTILS = """
+from datasets import Dataset
+
+def documents(**options):
+    return {"test": Dataset.from_list([{"text": "a"}])}
+
+def keep(documents):
+    return documents
+"""
+
+
+def test_saved_configurations_print_no_address_of_a_function(tmp_path: Path) -> None:
+    (tmp_path / "named.yaml").write_text(FUNCTION_TASK)
+    (tmp_path / "utils.py").write_text(FUNCTION_UTILS)
+    tasks = TaskManager(include_path=tmp_path, include_defaults=False)
+    saved = tasks.load(["named"])["tasks"]["named"].dump_config()
+    assert saved["fewshot_config"]["process_docs"] == "<function keep>"
+    assert " at 0x" not in json.dumps(saved)

@@ -8,8 +8,15 @@ from tiny_models import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mesa_lm.errors import ModelError
-from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.errors import ModelError, UsageError
+from mesa_lm.harness.tokenizing import (
+    TextEncoding,
+    encoding_of,
+    evaluated_model,
+    load_tokenizer,
+    task_encoding,
+    token_counter,
+)
 
 TEXTS = ["", "a", "a b c", "<s>a b", "  a\n\nb ", "b</s>"]
 
@@ -47,9 +54,31 @@ def test_it_is_loaded_once(folder: Path) -> None:
     assert load_tokenizer({"pretrained": str(folder)}) is load_tokenizer({"pretrained": str(folder), "dtype": "float"})
 
 
-def test_without_a_model_it_is_the_demo_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesa_lm.harness.tokenizing.MODEL_PATH", folder)
-    assert load_tokenizer({"method": "mesa"}).get_vocab() == words().get_vocab()
+def test_without_a_model_it_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing says here which it is; name it: --metadata"):
+        task_encoding({"method": "mesa"})
+
+
+def test_it_is_the_evaluated_models_unless_another_is_named(folder: Path) -> None:
+    evaluated = TextEncoding(words(bos="</s>"), add_bos_token=True, chat_template_args={"a": 1})
+    with evaluated_model(lambda: evaluated):
+        assert task_encoding({"pretrained": "/no/such/folder", "add_bos_token": False}) is evaluated
+        assert task_encoding({"tokenizer": str(folder)}).tokenizer.bos_token == "<s>"
+    assert task_encoding({"pretrained": str(folder)}).tokenizer.bos_token == "<s>"
+
+
+def test_prompts_are_counted_as_they_are_sent() -> None:
+    encoding = TextEncoding(words(), rendered=lambda prompt: f"a a {prompt}")
+    assert (encoding.count("b"), encoding.count_prompt("b")) == (2, 4)
+
+
+def test_a_model_without_a_tokenizer_of_transformers_tells_nothing() -> None:
+    class Remote:
+        @property
+        def tokenizer(self) -> None:
+            raise OSError("cannot be reached")
+
+    assert encoding_of(object()) is encoding_of(Remote()) is None
 
 
 def test_a_missing_one_is_an_error_of_one_line() -> None:

@@ -1,5 +1,8 @@
 """Mesa-Extrapolation on whole models: against the dense oracle, and the properties that must always hold."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import decode, pad, random_ids, together_and_alone
@@ -8,9 +11,11 @@ from hypothesis import strategies as st
 from method_cases import CASES, Setting
 from oracles import dense_logits
 from tiny_models import FAMILIES, tiny_model
+from transformers import AutoConfig
 
 import mesa_lm
-from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.cache_layer import woven_layer
+from mesa_lm.demo import MODEL_PATH
 
 T = 41
 # float32 passes against a float64 oracle; logits are of the order of 10.
@@ -196,7 +201,7 @@ def test_no_cache_is_returned_unless_asked_for(llama):
     ids = random_ids(100)[None]
     with torch.no_grad(), mesa_lm.extrapolate(llama, "mesa"):
         assert llama(ids, use_cache=False).past_key_values is None
-        assert isinstance(llama(ids, use_cache=True).past_key_values, WovenCache)
+        assert woven_layer(llama(ids, use_cache=True).past_key_values).woven.columns == 100
         with_cache = llama.generate(ids, max_new_tokens=3, use_cache=True, eos_token_id=None)
         without = llama.generate(ids, max_new_tokens=3, use_cache=False, eos_token_id=None)
     assert with_cache.shape == without.shape == (1, 103)
@@ -207,7 +212,7 @@ def test_keys_are_stored_at_their_woven_positions(llama):
     ids = random_ids(120)
     method = mesa_lm.Mesa(extrapolated_width=7)
     with torch.no_grad(), mesa_lm.extrapolate(llama, method) as handle:
-        cache = llama(ids[None], use_cache=True).past_key_values
+        cache = woven_layer(llama(ids[None], use_cache=True).past_key_values).woven
         bound = handle.method
         layer = llama.model.layers[0]
         hidden = layer.input_layernorm(llama.model.embed_tokens(ids))
@@ -220,3 +225,18 @@ def test_keys_are_stored_at_their_woven_positions(llama):
         cos, sin = llama.model.rotary_emb(raw, torch.tensor([[position]]))
         rotated = raw[j] * cos[0] + torch.cat([-raw[j, :, 3:], raw[j, :, :3]], -1) * sin[0]
         torch.testing.assert_close(cache.keys[0][0, :, j], rotated, atol=1e-5, rtol=0)
+
+
+def test_the_drawing_of_the_architecture_page_is_true():
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    drawn = {line.split()[0]: list(map(int, re.findall(r"\d+", line))) for line in page.splitlines() if line.strip()}
+    index, (*positions, count, keys) = drawn["j"], drawn["position"]
+
+    method = mesa_lm.Mesa().bind(AutoConfig.from_pretrained(MODEL_PATH))
+    layout = method.layout(keys)
+    weave = method.next_weave(keys, keys - layout.last_start, keys, None)
+
+    starts = [0, *range(layout.first, layout.last_start, layout.width), layout.last_start, keys - 1]
+    assert drawn["index"] == index == starts
+    assert weave.position(torch.tensor(index)).tolist() == positions
+    assert count == positions[-1] - positions[0] + 1

@@ -1,5 +1,7 @@
 """Attaching and detaching, and what is refused."""
 
+import functools
+
 import pytest
 import torch
 import transformers
@@ -11,6 +13,7 @@ from tiny_models import tiny_model
 from zoo import T, tiny
 
 import mesa_lm
+from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.errors import MethodError, ModelError, UsageError
 
 LONG = torch.arange(100)[None] % 57 + 1
@@ -58,6 +61,28 @@ def test_a_forward_replaced_by_others_survives(llama):
     with mesa_lm.extrapolate(llama, "mesa"):
         llama(LONG)
     assert llama.forward is forward and calls
+
+
+@pytest.mark.parametrize("method", ["mesa", "ntk", "origin"])
+def test_a_forward_that_others_put_around_ours_survives(llama, method):
+    """As accelerate's mixed precision does: after detaching it is around the model's own."""
+    expected = llama(LONG).logits
+
+    def doubled(*args, own=None, **kwargs):
+        output = own(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    with mesa_lm.extrapolate(llama, method):
+        inside = llama(LONG).logits
+        ours = llama.forward
+        llama.forward = functools.partial(doubled, own=ours)
+        assert torch.equal(llama(LONG).logits, 2 * inside)
+    assert torch.equal(llama(LONG).logits, 2 * expected)
+    with mesa_lm.extrapolate(llama, method):
+        assert torch.equal(llama(LONG).logits, 2 * inside)
+    del llama.forward
+    assert torch.equal(llama(LONG).logits, expected)
 
 
 def test_nesting_is_refused(llama):
@@ -184,7 +209,7 @@ def test_passes_take_over_a_cache_that_has_gradients_without_them(llama):
         assert output.past_key_values.layers[0].keys.requires_grad
         output = llama(LONG[:, 41:43], past_key_values=output.past_key_values, use_cache=True)
     assert not output.logits.requires_grad
-    assert not output.past_key_values.keys[0].requires_grad
+    assert not woven_layer(output.past_key_values).woven.keys[0].requires_grad
 
 
 def test_unsupported_models_are_named():
@@ -266,7 +291,7 @@ def test_the_cache_is_refused_where_it_would_be_wrong(llama):
             cache.crop(-1)
         with pytest.raises(ModelError, match="the cache holds 1 rows, the input has 2"):
             llama(LONG[:, :1].expand(2, 1), past_key_values=cache)
-    with pytest.raises(UsageError, match="belongs to an extrapolated model"):
+    with pytest.raises(UsageError, match="filled under method 'mesa' and is of use to it alone"):
         llama(LONG[:, :1], past_key_values=cache)
 
 
@@ -277,3 +302,34 @@ def test_parameters_come_inside_the_method(llama):
         assert handle.method.first_chunk == 3
     with pytest.raises(MethodError, match="unknown method 'meza'; did you mean 'mesa'"):
         mesa_lm.extrapolate(llama, "meza")
+
+
+@pytest.mark.parametrize("name", ["LlamaModel", "LlamaForSequenceClassification", "LlamaForTokenClassification"])
+@pytest.mark.parametrize("method", ["mesa", "rerope", "yarn"])
+def test_models_without_a_language_model_head_are_refused_by_name(llama, name, method):
+    other = getattr(transformers, name)(llama.config)
+    with pytest.raises(ModelError, match=f"{name} has no language model head; load it with AutoModelForCausalLM"):
+        mesa_lm.extrapolate(other, method)
+    assert "forward" not in other.__dict__
+
+
+@pytest.mark.parametrize("method", ["mesa", "rerope", "dynamic_ntk"])
+def test_training_beyond_what_a_method_leaves_alone_says_so(llama, method):
+    embedded = llama.get_input_embeddings()(LONG).detach().requires_grad_()
+    with mesa_lm.extrapolate(llama, method):
+        with pytest.raises(ModelError, match=f"'{method}' is training-free.*and inputs_embeds asks for them"):
+            llama(inputs_embeds=embedded)
+        llama.train()
+        with pytest.raises(ModelError, match=f"'{method}' is training-free.*the model is in training mode"):
+            llama(LONG, labels=LONG)
+        with torch.no_grad():
+            llama(LONG, labels=LONG)
+        llama(LONG[:, :9], labels=LONG[:, :9]).loss.backward()
+    assert llama.model.layers[0].self_attn.q_proj.weight.grad is not None
+
+
+def test_training_with_other_frequencies_is_training(llama):
+    llama.train()
+    with mesa_lm.extrapolate(llama, "linear"):
+        llama(LONG, labels=LONG).loss.backward()
+    assert llama.model.layers[0].self_attn.q_proj.weight.grad is not None

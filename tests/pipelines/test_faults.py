@@ -1,26 +1,33 @@
 """Whatever breaks during a sweep: nothing finished is lost or done twice, and what is missing runs again."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 ray = pytest.importorskip("ray")
-from fake_worker import ElsewhereWorker, FakeWorker, NodeWorker, order, ran  # noqa: E402
+from fake_worker import ElsewhereWorker, FakeWorker, order, ran, start_ray, who  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
 
 from mesa_lm.demo import MODEL_PATH  # noqa: E402
 from mesa_lm.errors import UsageError  # noqa: E402
+from mesa_lm.harness import sources  # noqa: E402
+from mesa_lm.pipelines.driver import _report_of_loss  # noqa: E402
 from mesa_lm.pipelines.run import run_sweep  # noqa: E402
 from mesa_lm.pipelines.shards import plan_shards  # noqa: E402
+from mesa_lm.pipelines.store import Store  # noqa: E402
 from mesa_lm.pipelines.sweep_file import load_sweep  # noqa: E402
-
-pytestmark = pytest.mark.slow
+from mesa_lm.reporting.results import read  # noqa: E402
 
 SWEEP = """
 name: test
@@ -43,11 +50,48 @@ def sweep(tmp_path):
     return load_sweep(path)
 
 
-@pytest.fixture
-def local_ray():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
-    yield
+@pytest.fixture(scope="module")
+def nodes():
+    """A cluster of one node with two CPUs, to which a test may add others."""
+    cluster = Cluster()
+    joined(cluster, 2)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def local_ray(nodes):
+    """The cluster, with nothing at work on it."""
+    until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU"))
+
+
+@pytest.fixture
+def no_cluster():
+    """For those that start one of their own: run them in a process of their own, `pytest -m slow`."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def until(true, timeout_s=600):
+    """Wait for something to be true."""
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def joined(nodes, num_cpus):
+    """Add a node; Ray gives one up that does not come up in 30 seconds, which a busy machine may need."""
+    for _ in range(4):
+        with suppress(Exception):
+            return nodes.add_node(num_cpus=num_cpus, include_dashboard=False)
+    return nodes.add_node(num_cpus=num_cpus, include_dashboard=False)
+
+
+def with_workers(sweep, **settings):
+    return sweep.model_copy(update={"workers": sweep.workers.model_copy(update=settings)})
 
 
 def test_a_killed_worker_is_replaced_and_its_shard_runs_again(sweep, local_ray):
@@ -69,6 +113,7 @@ def test_a_raising_shard_fails_alone_and_runs_again_next_time(sweep, local_ray):
     (partial,) = [path for path in outcome.results if "0-1-0" in str(path)]
     report = json.loads(partial.read_text())
     assert list(report["configs"]) == ["passkey_long_130"] and report["sweep"]["missing"] == ["passkey_long_80"]
+    assert report["sweep"]["partial"]
 
     (sweep.out / "1-passkey_long_80-2").unlink()
     again = run_sweep(sweep, factory=FakeWorker)
@@ -93,15 +138,156 @@ def test_out_of_memory_is_a_result_and_longer_inputs_are_skipped(sweep, local_ra
     assert {s.leaf for s in again.out_of_memory} == {s.leaf for s in outcome.out_of_memory}
 
 
-def test_damaged_shard_files_run_again(sweep, local_ray, caplog):
+def test_damaged_exchanged_and_foreign_shard_files_run_again(sweep, local_ray, caplog):
     done = run_sweep(sweep, factory=FakeWorker).done
-    first, second, *_ = sorted((sweep.out / "shards").glob("*.jsonl"))
-    first.write_text(first.read_text()[:-20])
-    second.write_text(second.read_text().replace('"1"', '"2"', 1))
+    files = sorted((sweep.out / "shards").glob("*.jsonl"))
+    damaged, rewritten, left, right, foreign, *_ = files
+    damaged.write_text(damaged.read_text()[:-20])
+    rewritten.write_text(rewritten.read_text().replace('"1"', '"2"', 1))
+    contents = left.read_text(), right.read_text()
+    left.write_text(contents[1]), right.write_text(contents[0])
+    foreign.write_text('{"a file": "of somebody else"}\n')
     outcome = run_sweep(sweep, factory=FakeWorker)
-    assert (outcome.done, outcome.reused) == (done, done - 2)
-    assert sorted(key for key, times in ran(sweep).items() if times == 2) == sorted([first.stem, second.stem])
-    assert f"{first} is damaged; the shard runs again" in caplog.text
+    assert (outcome.done, outcome.reused) == (done, done - 5)
+    assert sorted(key for key, times in ran(sweep).items() if times == 2) == sorted(file.stem for file in files[:5])
+    assert f"{damaged} is damaged; the shard runs again" in caplog.text
+    assert f"{left} holds the answers of another shard, {right.stem}; the shard runs again" in caplog.text
+    assert f"{foreign} is damaged; the shard runs again" in caplog.text
+
+
+def test_a_folder_in_the_place_of_a_file_or_the_reverse_is_named(sweep, local_ray):
+    key = plan_shards(sweep)[0].key
+    (sweep.out / "shards" / f"{key}.jsonl").mkdir(parents=True)
+    with pytest.raises(UsageError, match=f"{key}.jsonl: a folder where the answers of a shard belong; remove it"):
+        run_sweep(sweep, factory=FakeWorker)
+    (sweep.out / "shards" / f"{key}.jsonl").rmdir()
+    (sweep.out / "results").write_text("")
+    with pytest.raises(UsageError, match="out/results: a file where a sweep keeps a folder"):
+        run_sweep(sweep, factory=FakeWorker)
+
+
+@pytest.mark.parametrize("what", ["stop once", "hang once"])
+def test_the_shard_of_a_worker_that_does_not_move_on_is_given_to_another(sweep, local_ray, what):
+    """Stopped, it answers nobody, not even Ray; hanging, it says itself that its shard stands still."""
+    order(sweep, 0, "passkey_long_130", 1, what)
+    impatient = with_workers(sweep, stall_s=1.0)
+    shards = plan_shards(sweep)
+    hung = next(s for s in shards if (s.method, s.leaf, s.start) == (0, "passkey_long_130", 1))
+    began = time.monotonic()
+    outcome = run_sweep(impatient, factory=FakeWorker)
+    assert (outcome.done, outcome.failed) == (len(shards), {})
+    assert ran(sweep) == Counter({shard.key: 1 for shard in shards}) + Counter([hung.key])
+    assert time.monotonic() - began < 200
+    events = [json.loads(line) for line in (sweep.out / "events.jsonl").read_text().splitlines()]
+    (failure,) = [event for event in events if event["event"] == "failed"]
+    assert failure["key"] == hung.key
+    assert re.fullmatch(r"its worker made no progress for \d s", failure["error"])
+    until(lambda: ray.available_resources().get("CPU") == 2)  # its process is gone, and holds nothing any more
+
+
+def test_a_worker_that_fits_no_node_waits_and_ends_with_what_it_needs(sweep, nodes, local_ray):
+    small = joined(nodes, 1)
+    try:
+        until(lambda: ray.cluster_resources().get("CPU") == 3)
+        began = time.monotonic()
+        with pytest.raises(UsageError) as caught:
+            run_sweep(with_workers(sweep, cpus=3.0, wait_s=2.0), factory=FakeWorker)
+        assert 2 < time.monotonic() - began < 100
+        said = re.sub(r"in \d+ s", "in N s", str(caught.value))
+        assert said.startswith(
+            "no worker could be placed in N s: one needs 0 GPUs and 3 CPUs on one node, the nodes have "
+        )
+        assert "0 GPUs and 2 CPUs" in said and "0 GPUs and 1 CPUs" in said
+        # Two of two CPUs are asked for, of which one fits: it does all.
+        outcome = run_sweep(with_workers(sweep, cpus=2.0, count=2), factory=FakeWorker)
+        assert (outcome.done, outcome.failed) == (len(plan_shards(sweep)), {})
+        assert len(set(who(sweep))) == 1
+    finally:
+        nodes.remove_node(small)
+        until(lambda: ray.cluster_resources().get("CPU") == 2)
+
+
+def test_nodes_that_join_late_are_used_and_those_that_leave_are_not_missed(sweep, nodes, local_ray):
+    """The node that joins takes a shard and leaves with it."""
+    for shard in plan_shards(sweep):
+        order(sweep, shard.method, shard.leaf, shard.start, "wait")
+    with ThreadPoolExecutor(1) as pool:  # a node can only be added by the main thread
+        running = pool.submit(run_sweep, with_workers(sweep, cpus=2.0), factory=FakeWorker)
+        try:
+            until(lambda: (sweep.out / "who").exists())
+            late = joined(nodes, 2)
+            until(lambda: len({node for node, _ in who(sweep)}) == 2)
+            (worker,) = (int(pid) for node, pid in who(sweep) if node == late.node_id)
+            nodes.remove_node(late, allow_graceful=False)
+            until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
+        finally:
+            (sweep.out / "go on").touch()
+        outcome = running.result()
+    assert (outcome.done, outcome.failed) == (len(plan_shards(sweep)), {})
+    assert sum(ran(sweep).values()) == outcome.done + 1
+    until(lambda: ray.cluster_resources().get("CPU") == 2)
+
+
+def test_answers_that_cannot_be_scored_end_neither_the_sweep_nor_what_others_answered(sweep, local_ray):
+    order(sweep, 0, "passkey_long_80", 0, "nonsense")
+    outcome = run_sweep(sweep, factory=FakeWorker)
+    assert (outcome.done, outcome.failed) == (len(plan_shards(sweep)), {})
+    ((what, why),) = outcome.unwritten.items()
+    assert what.endswith("model, mesa, passkey_long")
+    assert re.match("the answers of .*passkey_long_80.* cannot be scored: TypeError: expected string", why)
+    assert "Traceback" in (sweep.out / "logs" / "merge.log").read_text()
+    spoilt, whole = (json.loads(path.read_text()) for path in sorted(outcome.results))
+    assert spoilt["sweep"]["missing"] == ["passkey_long_80"] and spoilt["sweep"]["partial"]
+    assert not whole["sweep"]["partial"]
+
+
+def test_a_length_is_merged_as_soon_as_it_is_there_and_read_once(sweep, local_ray, monkeypatch):
+    """At every moment the results file is whole, and says that it is not all."""
+    seen, reads = [], Counter()
+    read_shard = Store.read_shard
+
+    def counted(store, key):
+        found = read_shard(store, key)
+        reads[key] += found is not None
+        return found
+
+    monkeypatch.setattr(Store, "read_shard", counted)
+
+    class Live:
+        def merged(self, results, leaves):
+            lengths = set(read([results]).table.length)
+            seen.append((results.parents[1].name, *leaves))
+            assert lengths == {int(leaf.rpartition("_")[2]) for entry, leaf in seen if entry == seen[-1][0]}
+            about = json.loads(results.read_text())["sweep"]
+            assert about["partial"] == bool(about["missing"]) == (len(about["leaves"]) < 2)
+
+        def show(self, now):
+            assert now.total == len(shards) and now.done + now.waiting + now.running == now.total
+
+    shards = plan_shards(sweep)
+    outcome = run_sweep(with_workers(sweep, count=1), factory=FakeWorker, live=Live())
+    leaves = ("passkey_long_80", "passkey_long_130")
+    assert len(seen) == 4 and set(seen) == {(entry, leaf) for entry in ("0-0-0", "0-1-0") for leaf in leaves}
+    assert reads == Counter(shard.key for shard in shards)
+    whole = json.loads(outcome.results[0].read_text())
+    assert "passkey_long" in whole["groups"] and not whole["sweep"]["partial"]
+    assert {path.parents[1].name for path in outcome.results} == {"0-0-0", "0-1-0"}
+    before = {path: path.read_bytes() for path in outcome.results}
+    again = run_sweep(sweep, factory=FakeWorker, live=Live())
+    assert len(seen) == 4 and {path: path.read_bytes() for path in again.results} == before
+
+
+def test_an_edited_engine_runs_every_shard_again(sweep, local_ray, monkeypatch, tmp_path):
+    """Without a word of another version; and what the old one merged is gone."""
+    shutil.copytree(sources.PACKAGE / "methods", tmp_path / "mesa_lm" / "methods")
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path / "mesa_lm")
+    first = run_sweep(sweep, factory=FakeWorker)
+    assert run_sweep(sweep, factory=FakeWorker).reused == first.done == len(plan_shards(sweep))
+    with (tmp_path / "mesa_lm" / "methods" / "rerope.py").open("a") as file:
+        file.write("# edited\n")
+    again = run_sweep(sweep, factory=FakeWorker)
+    assert (again.done, again.reused) == (first.done, 0)
+    assert not set(first.results) & set(again.results) and not any(path.exists() for path in first.results)
 
 
 def mounted(*arguments):
@@ -118,6 +304,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["8k", "32k", "120k"])  # for no shard, some shards, all shards but not their results
 def test_a_full_disk_loses_nothing_and_stops_the_sweep(sweep, local_ray, small_disk, room):
     sweep = sweep.model_copy(update={"out": small_disk / "out"})
@@ -129,8 +316,7 @@ def test_a_full_disk_loses_nothing_and_stops_the_sweep(sweep, local_ray, small_d
     assert {shard.key for shard in outcome.failed}.isdisjoint(files)
     errors = list(outcome.failed.values())
     assert all("No space left on device" in error or error.startswith("not run: ") for error in errors)
-    assert (room == "120k") == (not errors)
-    assert outcome.results == [] and outcome.unwritten
+    assert errors or outcome.unwritten
     assert not [path for path in sweep.out.rglob(".*") if not path.name.startswith(".nfs")]
 
     assert mounted("-o", "remount,size=4m", str(small_disk))
@@ -139,65 +325,44 @@ def test_a_full_disk_loses_nothing_and_stops_the_sweep(sweep, local_ray, small_d
     assert len(again.results) == 2 and json.loads((sweep.out / "summary.json").read_text())["done"] == len(shards)
 
 
-def test_a_worker_that_ray_ends_because_memory_is_short_is_out_of_memory_in_the_end(sweep, monkeypatch):
+@pytest.mark.slow
+def test_a_node_short_of_memory_is_a_failure_that_the_next_run_tries_again(sweep, no_cluster, monkeypatch):
     used = psutil.virtual_memory().percent / 100
     room = 1.5 * 2**30 / psutil.virtual_memory().total
-    monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + room:.4f}")
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
-    order(sweep, 0, "passkey_long_80", 0, "eat")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=40)
-    try:
-        outcome = run_sweep(sweep, factory=FakeWorker)
-    finally:
-        ray.shutdown()
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_memory_usage_threshold", f"{used + room:.4f}")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "100")
+        order(sweep, 0, "passkey_long_80", 0, "eat")
+        start_ray(num_cpus=1)
+        try:
+            outcome = run_sweep(sweep, factory=FakeWorker)
+        finally:
+            ray.shutdown()
     shards = plan_shards(sweep)
     eater = next(s for s in shards if (s.method, s.leaf, s.start) == (0, "passkey_long_80", 0))
-    assert outcome.failed == {} and eater in outcome.out_of_memory
-    assert ran(sweep)[eater.key] == sweep.max_attempts
-    assert json.loads((sweep.out / "failures" / f"{eater.key}.json").read_text())["status"] == "oom"
-    # What is as long or longer is skipped, as after any other lack of memory; the other method goes on.
-    assert outcome.done == len(shards) - len(outcome.out_of_memory)
-    assert {s.method for s in outcome.out_of_memory} == {0}
-
-
-def test_a_removed_node_takes_nothing_with_it(sweep):
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
+    assert set(outcome.failed) == {eater} and not outcome.out_of_memory
+    said = r"its worker was lost: OutOfMemoryError: its node ran short of memory, of which this worker had [\d.]+ GB"
+    assert re.fullmatch(said, outcome.failed[eater])
+    assert ran(sweep)[eater.key] == sweep.max_attempts and outcome.done == len(shards) - 1
+    (sweep.out / "0-passkey_long_80-0").unlink()
+    start_ray(num_cpus=1)
     try:
-        order(sweep, 0, "passkey_long_130", 0, "hang once")
-
-        @ray.remote(num_cpus=0)
-        class Remover:
-            def wait(self, path):
-                while Path(path).exists():  # until the shard hangs
-                    time.sleep(0.05)
-
-        head = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            next(n["NodeID"] for n in ray.nodes() if n["NodeID"] != second.node_id), soft=False
-        )
-        waiting = (
-            Remover.options(scheduling_strategy=head).remote().wait.remote(str(sweep.out / "0-passkey_long_130-0"))
-        )
-        import threading
-
-        def remove():
-            ray.get(waiting)
-            time.sleep(0.5)
-            cluster.remove_node(second, allow_graceful=False)
-            # The shard may hang on the head: then free it.
-            (sweep.out / "removed").touch()
-
-        thread = threading.Thread(target=remove, daemon=True)
-        thread.start()
-        pinned = sweep.model_copy(update={"workers": sweep.workers.model_copy(update={"count": 2})})
-        outcome = run_sweep(pinned, factory=NodeWorker)
-        assert (outcome.done, outcome.failed) == (len(plan_shards(sweep)), {})
+        again = run_sweep(sweep, factory=FakeWorker)
     finally:
         ray.shutdown()
-        cluster.shutdown()
+    assert (again.done, again.reused, again.failed) == (len(shards), len(shards) - 1, {})
+
+
+# As Ray 2.60 says it.
+SHORT = """Task was killed due to the node running low on memory.
+Memory on the node (IP: 127.0.0.1, ID: 5d9) where the task (actor ID: 1f, name=Worker.run, pid=9, memory used={own}GB) \
+was running was 22.31GB / 23.46GB (0.951), which exceeds the memory usage threshold of 0.95."""
+
+
+@pytest.mark.parametrize(("own", "status"), [("14.20", "oom"), ("2.10", "failed")])
+def test_only_a_worker_that_had_most_of_its_nodes_memory_ran_out_of_it_itself(own, status):
+    report = _report_of_loss(ray.exceptions.OutOfMemoryError(SHORT.format(own=own)))
+    assert report.status == status and f"had {own}" in report.error
 
 
 DRIVER = """
@@ -216,7 +381,8 @@ def driver(tmp_path):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path):
+@pytest.mark.slow
+def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path, no_cluster):
     for start in range(4):
         order(sweep, 0, "passkey_long_130", start, "slow")
     first = driver(tmp_path)
@@ -232,7 +398,7 @@ def test_a_killed_driver_is_resumed_and_a_second_one_is_refused(sweep, tmp_path)
     finished = {path.stem for path in shards.glob("*.jsonl")}
     before = ran(sweep)
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
+    start_ray(num_cpus=2)
     try:
         outcome = run_sweep(sweep, factory=FakeWorker)
     finally:
@@ -247,9 +413,8 @@ def test_answers_that_nobody_here_finds_are_failures(sweep, local_ray):
     assert set(outcome.failed.values()) == {f"its answers are not in {sweep.out}, which every node must share"}
 
 
-def test_relative_paths_are_the_drivers_on_a_cluster_started_elsewhere(tmp_path, monkeypatch):
-    from ray.cluster_utils import Cluster
-
+@pytest.mark.slow
+def test_relative_paths_are_the_drivers_on_a_cluster_started_elsewhere(tmp_path, no_cluster, monkeypatch):
     (tmp_path / "started").mkdir()
     monkeypatch.chdir(tmp_path / "started")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -267,6 +432,7 @@ def test_relative_paths_are_the_drivers_on_a_cluster_started_elsewhere(tmp_path,
     assert all(path.is_relative_to(tmp_path / "project" / "out") for path in outcome.results)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_says_what_is_kept(tmp_path):
     text = SWEEP.replace("OUT", str(tmp_path / "out")).replace("MODEL", str(MODEL_PATH)).replace("130", "8192")
     (tmp_path / "sweep.yaml").write_text(text)

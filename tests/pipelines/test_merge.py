@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 pytest.importorskip("filelock")
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.pipelines.entry_tasks import forget_tasks
-from mesa_lm.pipelines.merge import merge_shards
+from mesa_lm.pipelines.merge import EntryResults, model_folder
+from mesa_lm.pipelines.settings import ModelEntry
 from mesa_lm.pipelines.shards import plan_shards
 from mesa_lm.pipelines.store import Store
 from mesa_lm.pipelines.sweep_file import load_sweep
@@ -55,7 +57,10 @@ def merged(tmp_path_factory):
     for method in range(2):
         for task in range(2):
             own = [shard for shard in shards if (shard.method, shard.task) == (method, task)]
-            results[method, task] = merge_shards(sweep, own, kept)
+            whole = EntryResults(sweep, own, kept)
+            for leaf in reversed(list(whole.shards)):  # in any order
+                assert whole.add([leaf])
+            results[method, task] = whole.path
     return results
 
 
@@ -85,12 +90,22 @@ def test_merged_shards_are_a_single_run(merged, tmp_path, method, task, argument
     found, expected = (json.loads(path.read_text()) for path in (ours, theirs))
     assert set(found) - {"sweep"} == set(expected)
     for key in set(expected) - OWN:
-        assert found[key] == expected[key], key
+        assert json.dumps(found[key], sort_keys=True) == json.dumps(expected[key], sort_keys=True), key
     samples, others = (sorted(path.parent.glob("samples_*.jsonl")) for path in (ours, theirs))
     assert len(samples) == len(others) == 2
     for left, right in zip(samples, others, strict=True):
         assert left.name.rsplit("_", 1)[0] == right.name.rsplit("_", 1)[0]
         assert [json.loads(line) for line in left.open()] == [json.loads(line) for line in right.open()]
+
+
+def test_a_model_of_this_machine_is_filed_under_its_folders_name(merged, tmp_path):
+    name = merged[0, 0].parent.name
+    assert re.fullmatch(r"model-[0-9a-f]{8}", name)
+    other = tmp_path / "model"
+    other.mkdir()
+    assert model_folder(ModelEntry(pretrained=str(other))) not in (name, "model")
+    assert model_folder(ModelEntry(pretrained="org/model")) == "org__model"
+    assert model_folder(ModelEntry()) == "demo"
 
 
 def test_what_the_workers_measured_is_on_the_leaderboard(merged):
@@ -155,7 +170,9 @@ def test_choices_of_a_task_of_the_users_own_are_a_single_run(tmp_path):
     for shard in shards:  # each in a process of its own, as far as random numbers go
         forget_tasks()
         assert Worker(sweep, 0).run(shard).status == "done"
-    ours = merge_shards(sweep, shards, Store(sweep.out))
+    whole = EntryResults(sweep, shards, Store(sweep.out))
+    assert whole.add(["drawn_choices"])
+    ours = whole.path
     command = [sys.executable, "-m", "lm_eval", "--model", "mesa-hf", "--tasks", "drawn_choices", "--log_samples"]
     command += ["--include_path", str(tasks), "--output_path", str(tmp_path / "single")]
     command += ["--model_args", f"pretrained={MODEL_PATH},method=rerope"]

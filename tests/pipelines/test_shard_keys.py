@@ -8,7 +8,7 @@ pytest.importorskip("ray")
 from mesa_lm.pipelines import shard_keys
 from mesa_lm.pipelines.entry_tasks import load_leaves
 from mesa_lm.pipelines.settings import ModelEntry, Sweep
-from mesa_lm.pipelines.shard_keys import hub_commit, task_digest, weights_identity
+from mesa_lm.pipelines.shard_keys import asking_digest, hub_commit, weights_identity
 from mesa_lm.pipelines.shards import plan_shards
 
 
@@ -42,10 +42,20 @@ def test_a_task_that_asks_or_scores_otherwise_is_another_one(tmp_path):
     sweep = Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=["passkey_long_512"])
     leaf = load_leaves(sweep, sweep.models[0], sweep.tasks[0])["passkey_long_512"]
     again = load_leaves(sweep, sweep.models[0], sweep.tasks[0])["passkey_long_512"]
-    before = task_digest(leaf)
-    assert task_digest(again) == before
+    before = asking_digest(leaf)
+    assert asking_digest(again) == before
     again.config.generation_kwargs["max_gen_toks"] += 1
-    assert task_digest(again) != before
+    assert asking_digest(again) != before
+
+
+def test_edited_sources_of_the_engine_or_of_the_task_are_another_key(tmp_path, monkeypatch):
+    sweep = Sweep(name="a", out=tmp_path, methods=["mesa"], tasks=["passkey_long_512"], shard_tokens=10**9)
+    keys = {plan_shards(sweep)[0].key}
+    monkeypatch.setattr(shard_keys, "package_digest", lambda: "edited")
+    keys.add(plan_shards(sweep)[0].key)
+    monkeypatch.setattr("mesa_lm.pipelines.entry_tasks.task_digest", lambda yaml: "edited")
+    keys.add(plan_shards(sweep)[0].key)
+    assert len(keys) == 3
 
 
 def test_a_key_names_model_method_task_samples_seed_and_documents(tmp_path):
@@ -54,6 +64,9 @@ def test_a_key_names_model_method_task_samples_seed_and_documents(tmp_path):
     variants = [
         {},
         {"models": [{"pretrained": None, "dtype": "bfloat16"}]},
+        {"models": [{"args": {"think_end_token": "a"}}]},
+        {"models": [{"args": {"think_end_token": "b"}}]},
+        {"models": [{"args": {"token": "a"}}]},
         {"methods": [{"method": "mesa", "reserve": 1}]},
         {"tasks": [{"task": "passkey_long", "limit": 2, "metadata": {"seed": 1}}]},
         {"batch_size": 2},

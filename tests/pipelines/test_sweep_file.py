@@ -1,13 +1,17 @@
 """Sweep files: those that ship, environment variables, `--set`, and what is said of wrong settings."""
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from mesa_lm.errors import MethodError, UsageError
+from mesa_lm.errors import MesaError, MethodError, UsageError
 
 pytest.importorskip("ray")
-from mesa_lm.pipelines import settings
+from mesa_lm.pipelines import settings, sweep_file
 from mesa_lm.pipelines.sweep_file import load_sweep, override_setting, with_variables
 
 TEXT = "{name: a, out: b, methods: [mesa], tasks: [{task: passkey_long}], lengths: [512]}"
@@ -25,6 +29,39 @@ def test_the_sweep_files_that_ship_are_valid(name, monkeypatch):
     sweep = load_sweep(Path(settings.__file__).parent / f"{name}.yaml")
     assert sweep.name == name
     assert {"origin", "mesa"} <= {choice.method for choice in sweep.methods}
+
+
+@pytest.mark.parametrize(
+    ("out", "group", "found"),
+    [
+        ("a/{date}", None, ("a/2026-03-01", "n 2026-03-01")),
+        ("a/{name}-{date}-{time}", None, ("a/n-2026-03-01-010203", "n 2026-03-01 010203")),
+        ("a/{date}", "mine {commit}", ("a/2026-03-01", "mine " + "c" * 12 + "-edited")),
+        ("a/{commit}", None, ("a/" + "c" * 12 + "-edited", None)),
+        ("a", "mine", ("a", "mine")),
+    ],
+)
+def test_a_night_has_a_folder_and_a_group_of_its_own(tmp_path, monkeypatch, out, group, found):
+    monkeypatch.setattr(sweep_file, "local_time", lambda: datetime(2026, 3, 1, 1, 2, 3))
+    monkeypatch.setattr(sweep_file, "package_commit", lambda: ("c" * 40, True))
+    wandb = f"{{project: p{f', group: {group!r}' if group else ''}}}"
+    sweep = load(tmp_path, f"{{name: n, out: '{out}', methods: mesa, tasks: a, wandb: {wandb}}}")
+    assert (str(sweep.out), sweep.wandb.group) == found
+    assert sweep.out_is_dated == ("{date}" in out)
+
+
+def test_the_night_is_that_of_this_machines_clock(tmp_path):
+    days = {datetime.now().strftime("%Y-%m-%d")}
+    sweep = load(tmp_path, "{name: n, out: 'a/{date}', methods: mesa, tasks: a}")
+    assert sweep.out.name in days | {datetime.now().strftime("%Y-%m-%d")}  # midnight may pass
+
+
+@pytest.mark.parametrize("out", ["a/{day}", "a/{", "a/{}"])
+def test_other_words_in_braces_are_refused(tmp_path, out):
+    with pytest.raises(
+        UsageError, match=r"out: unknown .* \(allowed: \{date\}, \{time\}, \{commit\}, \{name\}\), found"
+    ):
+        load(tmp_path, f"{{name: n, out: '{out}', methods: mesa, tasks: a}}")
 
 
 def test_names_stand_for_entries(tmp_path):
@@ -76,6 +113,111 @@ def test_wrong_settings(text, message, tmp_path):
     with pytest.raises(UsageError, match=message) as caught:
         load(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path}/sweep.yaml:")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("methods: [mesa, rerope, mesa]", "methods: entries 0 and 2 are the same, found"),
+        ("methods: [mesa, {method: mesa}]", "methods: entries 0 and 1 are the same, found"),
+        ("tasks: [{task: a}, a]", "tasks: entries 0 and 1 are the same, found"),
+        ("lengths: [512, 512]", "lengths: entries 0 and 1 are the same, found"),
+        (
+            "lengths: [99999999999999]",
+            "lengths.0: Input should be less than or equal to 16777216, found 99999999999999",
+        ),
+        (
+            "tasks: [{task: a, metadata: {num_samples: 9999999}}]",
+            "tasks.0.metadata: num_samples must be at most 100000",
+        ),
+        ("tasks: [{task: ''}]", "tasks.0.task: must not be empty, found ''"),
+        ("tasks: []", "tasks: must have at least one entry, found ()"),
+        ("out: ''", "out: must be a folder of its own, found ''"),
+        ("out: .", "out: must be a folder of its own, found '.'"),
+        ("workers: 3", "workers: must be a mapping of settings, found 3"),
+        ("workers: {count: banana}", "workers.count: must be auto or a whole number above 0, found 'banana'"),
+        ("workers: {cpus: .inf}", "workers.cpus: must be a finite number, found inf"),
+        ("seed: 1.5", "seed: must be a whole number, found 1.5"),
+        ("models: 3", "models: must be a list, found 3"),
+        ("models: [3]", "models.0: must be a mapping of settings, found 3"),
+    ],
+)
+def test_what_is_wrong_is_said_in_plain_words_and_one_line(changed, message, tmp_path):
+    name = changed.partition(":")[0]
+    base = {"name": "a", "out": "b", "methods": "[mesa]", "tasks": "[a]"}
+    text = "\n".join([*(f"{key}: {value}" for key, value in base.items() if key != name), changed])
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text)
+    first, *told = str(caught.value).splitlines()
+    assert first == f"{tmp_path}/sweep.yaml:" and len(told) == 1
+    assert told[0].startswith(f"  {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\nout: c", "not readable as YAML: 'name' is given twice in .* line 2"),
+        ("workers: {cpus: 1, cpus: 2}", "'cpus' is given twice"),
+        ("name: &a [*a]", "not readable as YAML"),
+        ("[" * 5000, "not readable as YAML"),
+        ("name: 2026-99-99", "not readable as YAML: month must be in 1..12"),
+    ],
+)
+def test_yaml_that_says_two_things_or_none_is_refused(text, message, tmp_path):
+    with pytest.raises(UsageError, match=message) as caught:
+        load(tmp_path, text)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_merged_mappings_may_replace_what_they_are_merged_with(tmp_path):
+    text = "name: a\nout: b\nmethods: mesa\ntasks: [&t {task: a, limit: 1}, {<<: *t, limit: 2}]"
+    assert [entry.limit for entry in load(tmp_path, text).tasks] == [1, 2]
+
+
+NAMES = st.sampled_from(
+    [*settings.Sweep.model_fields, *settings.WorkerSettings.model_fields, *settings.TaskEntry.model_fields, "method"]
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["mesa", "rerope", "passkey_long", "auto", "${HOME}", "${X", "{date}", "{", "b/c", "~"])
+    | st.dates()
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda part: (
+        st.lists(part, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3) | st.integers(), part, max_size=4)
+    ),
+    max_leaves=8,
+)
+VALID = {"name": "a", "out": "b/c", "methods": ["mesa"], "tasks": [{"task": "passkey_long"}], "workers": {"cpus": 1}}
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=4), st.booleans())
+@example({"methods": [{"method": "mesa", "reserve": [1]}]}, True)
+@example({"out": "a\0b"}, True)
+def test_whatever_stands_in_the_file_it_is_read_or_refused_by_name(tmp_path_factory, content, is_change):
+    """Generated files: settings, or an error of ours that names what is wrong."""
+    path = tmp_path_factory.getbasetemp() / "generated.yaml"
+    path.write_text(yaml.safe_dump({**VALID, **content} if is_change else content))
+    try:
+        sweep = load_sweep(path)
+    except MesaError as error:
+        assert str(error) and "Traceback" not in str(error) and "pydantic" not in str(error)
+        assert all(len(line) < 1000 for line in str(error).splitlines())
+    else:
+        assert sweep.methods and sweep.tasks and str(sweep.out) not in ("", ".")
+
+
+@given(st.text(max_size=40))
+def test_whatever_text_it_is(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "text.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(MesaError):
+        load_sweep(path)
 
 
 def test_wrong_methods_are_the_methods_own_error(tmp_path):
@@ -141,8 +283,8 @@ def test_overrides_are_validated_with_the_rest(tmp_path):
 )
 def test_environment_variables(text, environment, value, monkeypatch):
     monkeypatch.delenv("A", raising=False)
-    for name, given in environment.items():
-        monkeypatch.setenv(name, given)
+    for name, found in environment.items():
+        monkeypatch.setenv(name, found)
     assert with_variables({"a": [text, 1]}) == {"a": [value, 1]}
 
 

@@ -38,7 +38,7 @@ def results(tmp_path):
 
 def track(results, tmp_path, **options):
     target = tracking.Target(project="night", group="sweep1", folder=tmp_path / "tracking", **options)
-    logged = tracking.log_results([results], target)
+    logged = tracking.log_results([results], target).done
     folders = {wandb_files.run_of(path).display_name: path for path in (tmp_path / "tracking").glob("wandb/offline-*")}
     return logged, folders
 
@@ -52,7 +52,7 @@ def test_every_model_and_method_is_one_run_and_the_leaderboard_another(results, 
     assert set(logged_run.tags) == {"org/base", "mesa"}
     rows = [row for row in wandb_files.history(folders["base mesa"]) if "length" in row]
     assert [(row["length"], row["keys/acc"], row["text/nll"]) for row in rows] == [(512, 1.0, 2.0), (1024, 1.0, 3.0)]
-    assert rows[0]["keys/acc_low"] == pytest.approx(1 - 1.96 * rows[0]["keys/acc_stderr"], abs=1e-4)
+    assert rows[0]["keys/acc_low"] == pytest.approx(1 - 2.306 * rows[0]["keys/acc_stderr"], abs=1e-4)
     summary = wandb_files.summary(folders["base origin"])
     assert (summary["keys/effective_length"], summary["keys/rank"]) == (512, 2)
     assert summary["keys/mean"] == pytest.approx(10 / 18)
@@ -236,3 +236,53 @@ def test_command(results, tmp_path):
     shown = run("track", results, "--folder", tmp_path / "t", "--mode", "offline")
     assert shown.output.split("\n")[:3] == ["base mesa", "base origin", "leaderboard"]
     assert (tmp_path / "t" / "wandb.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--project", "a/b:c"), "^W&B project 'a/b:c' cannot be used: Invalid project name"),
+        (("--project", ""), "^W&B project must not be empty"),
+        (("--group", " "), "^W&B group must not be empty"),
+        (("--entity", ""), "^W&B entity must not be empty"),
+        (("--mode", "banana"), "^W&B mode must be online, offline or disabled, found 'banana'"),
+        (("--folder", "file/below"), "^file/below: cannot be created"),
+        (("--folder", "/proc/nope"), "^/proc/nope: cannot be created"),
+    ],
+)
+def test_where_nothing_can_be_logged_is_refused_before_anything_is_read(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=message) as raised:
+        run("track", tmp_path / "nowhere", *options)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_what_could_not_be_logged_gives_status_1(results, tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(wandb.Run, "log_artifact", broken)
+    shown = run("track", results, "--folder", tmp_path / "t", "--mode", "offline")
+    assert shown.exit_code == 1
+    assert shown.stdout == ""  # W&B logs tables as artifacts too, the leaderboard among them
+    assert shown.stderr.endswith("error: not logged: base mesa, base origin, leaderboard\n")
+
+
+def test_damaged_files_are_named_and_the_others_logged(results, tmp_path):
+    (results / "broken.json").write_text("{")
+    (results / "samples_keys_512_keys_origin.jsonl").write_text("{")
+    shown = run("track", results, "--folder", tmp_path / "t", "--mode", "offline")
+    assert (shown.exit_code, shown.stdout) == (1, "base mesa\nbase origin\nleaderboard\n")
+    assert [line.split(": ")[1] for line in shown.stderr.splitlines()] == [
+        f"{results}/broken.json",
+        f"{results}/samples_keys_512_keys_origin.jsonl, line 1",
+    ]
+
+
+def test_what_is_unchanged_is_said_to_be_so(results, tmp_path):
+    arguments = ("track", results, "--folder", tmp_path / "t", "--mode", "offline")
+    run(*arguments)
+    again = run(*arguments)
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert again.stderr == "logged before and unchanged: base mesa, base origin, leaderboard\n"

@@ -37,6 +37,13 @@ def test_documents_that_were_not_planned_are_refused(planned):
     assert "passkey_long_80 has other documents here than where the sweep was planned" in report.error
 
 
+def test_other_sources_than_those_of_the_plan_are_refused(planned):
+    sweep, shard = planned
+    report = worker.Worker(sweep, 0).run(replace(shard, sources="others"))
+    assert (report.status, report.final) == ("failed", True)
+    assert "are not those that the sweep was planned with" in report.error
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from drawn_texts import drawn_texts, faults
 from made_results import line
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,20 +25,28 @@ def axes_of(points: pd.DataFrame, *others: pd.DataFrame) -> Axes:
     return axes
 
 
+def about(figure: Figure) -> list[str]:
+    """Title and subtitle."""
+    return [" ".join(text.get_text().split()) for text in figure.texts]
+
+
 def labels_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_axes_of_an_accuracy() -> None:
-    axes = axes_of(BOTH)
+    figure = length_figure(BOTH)
+    (axes,) = figure.axes
 
     assert axes.get_xscale() == "log"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["512", "1k", "4k"]
     assert axes.get_ylim() == (0, 1)
     assert axes.yaxis.get_major_formatter()(0.4) == "40 %"
     assert axes.get_xlabel() == "input length (tokens)"
-    assert axes.get_title(loc="left").strip() == "passkey_long: accuracy by input length"
-    assert axes.texts[0].get_text() == "model base; 20 samples per length; bands: 95 % confidence"
+    assert about(figure) == [
+        "passkey_long: accuracy by input length",
+        "model base; 20 samples per length; bars: 95 % confidence",
+    ]
 
 
 def test_ticks_of_a_time_below_a_second_are_plain() -> None:
@@ -49,12 +58,13 @@ def test_ticks_of_a_time_below_a_second_are_plain() -> None:
 
 
 def test_axes_of_a_loss() -> None:
-    axes = axes_of(line({512: 3.1, 1024: 0.2}, **LOSS))
+    figure = length_figure(line({512: 3.1, 1024: 0.2}, **LOSS))
+    (axes,) = figure.axes
 
     assert axes.get_ylabel() == "mean NLL (nats per token)"
     assert axes.get_ylim()[1] > 3.1
     assert axes.yaxis.get_major_formatter()(3.0) != "300 %"
-    assert "lower is better" in axes.texts[0].get_text()
+    assert "lower is better" in about(figure)[1]
 
 
 def test_a_score_between_0_and_1_is_drawn_in_percent() -> None:
@@ -83,7 +93,7 @@ def test_training_length_is_marked_inside_the_axes() -> None:
     figure = length_figure(line({3000: 0.9}))
     (axes,) = figure.axes
 
-    assert labels_of(figure) == ["training length T = 512", "mesa"]
+    assert labels_of(figure) == ["mesa", "training length T = 512"]
     low, high = axes.get_xlim()
     assert low < 512 < 3000 < high
 
@@ -92,21 +102,51 @@ def test_unknown_training_length_and_intervals_are_not_drawn() -> None:
     figure = length_figure(line({512: 3.0}, **LOSS | {"stderr": None, "samples": None, "train_length": None}))
 
     assert labels_of(figure) == ["mesa"]
-    assert figure.axes[0].texts[0].get_text() == "model base; lower is better"
+    assert about(figure)[1] == "model base; lower is better"
 
 
 def test_models_are_told_apart() -> None:
     figure = length_figure(pd.concat([line({512: 1.0}, model="a/base"), line({512: 1.0}, model="b/base", samples=30)]))
 
-    assert labels_of(figure)[1:] == ["a/base: mesa", "b/base: mesa"]
-    assert figure.axes[0].texts[0].get_text() == "20 to 30 samples per length; bands: 95 % confidence"
+    assert labels_of(figure)[:-1] == ["a/base: mesa", "b/base: mesa"]
+    assert about(figure)[1] == "20 to 30 samples per length; bars: 95 % confidence"
 
 
-def test_56_lines_look_different() -> None:
-    points = pd.concat([line({512: 1.0}, method=f"method{index:02}") for index in range(56)])
-    looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axes_of(points).containers}
+@pytest.mark.parametrize(("samples", "told"), [(1, "1 repeat"), (3, "3 repeats")])
+def test_repeats_are_counted_in_plain_english(samples: int, told: str) -> None:
+    shared = {"task": "bench", "metric": "prefill_s", "higher_is_better": False, "samples": samples}
 
-    assert len(looks) == 56
+    assert told in about(length_figure(line({512: 1.0}, **shared)))[1].split("; ")
+
+
+def test_more_lines_than_can_be_told_apart_become_a_heat_map_origin_first_then_the_best() -> None:
+    scores = {"bad": 0.1, "origin": 0.0, **{f"good{index}": 0.9 for index in range(7)}}
+    eight, nine = (list(scores)[1:], list(scores))
+    figures = [
+        length_figure(pd.concat([line({512: 1.0, 1024: scores[name]}, method=name) for name in names]))
+        for names in (eight, nine)
+    ]
+    map_axes = figures[1].axes[0]
+    rows = [label.get_text() for label in map_axes.get_yticklabels()]
+
+    assert len(figures[0].axes[0].containers) == 8 and not map_axes.containers
+    assert (rows[0], rows[-1]) == ("origin", "bad")
+    assert [text.get_text() for text in map_axes.texts] == ["100", "0", *["100", "90"] * 7, "100", "10"]
+    assert map_axes.lines[0].get_xdata() == [0.5, 0.5]  # T = 512 lies between the columns
+    assert "in percent; dotted: training length T = 512" in about(figures[1])[1]
+
+
+def test_the_heat_map_of_a_loss_is_lightest_where_it_is_low_and_says_what_ran_out_of_memory() -> None:
+    kinds = {"task": "bench", "metric": "prefill_s", "higher_is_better": False}
+    times = [line({512: 0.1 + index}, method=f"method{index}", **kinds) for index in range(9)]
+    failed = line({1024: 1.0}, method="method3", task="bench", metric="oom", higher_is_better=False)
+    (axes,) = length_figure(pd.concat(times), pd.concat([*times, failed])).axes
+    (mesh,) = axes.collections
+    brightness = mesh.get_facecolors()[::2, :3].sum(axis=1)
+
+    assert list(brightness) == sorted(brightness, reverse=True)
+    (oom,) = [text for text in axes.texts if text.get_text() == "OOM"]
+    assert oom.get_position() == (1, axes.get_yticks()[3])
 
 
 def test_dense_lengths_keep_their_labels_and_points_apart() -> None:
@@ -122,20 +162,47 @@ def test_dense_lengths_keep_their_labels_and_points_apart() -> None:
     assert places[-3] > 15.5 * 1024 > places[-4]
 
 
-@pytest.mark.parametrize(
-    "method", ["m", "mesa (" + ", ".join(f"parameter_{i}={i}" for i in range(12)) + ")", "x" * 200]
-)
+METHODS = [
+    *("origin", "mesa", "rerope", "stair", "leaky_rerope", "self_extend", "yarn", "dual_chunk", "ntk", "dynamic_ntk"),
+    *("linear", "lm_infinite", "streaming_llm", "mesa (extrapolated_width=100, weave=self_extend, reweave_every=1)"),
+    *("rerope (window=256)", "x" * 90),
+]
+LENGTHS = [512, 1024, 2048, 3000, 4096, 8192, 131072, 1000000]
+
+
+@pytest.mark.parametrize("width", [4.3, 7.0])
+@pytest.mark.parametrize("lengths", [1, 2, 8])
+@pytest.mark.parametrize("methods", [1, 2, 5, 8, 16])
+def test_no_text_is_cut_off_or_covers_another(methods: int, lengths: int, width: float) -> None:
+    values = dict.fromkeys(LENGTHS[:lengths], 0.5)
+    lines = [line(values, method=method, model="org/a-model-of-7b") for method in METHODS[-methods:]]
+    figure = length_figure(pd.concat(lines), width=width)
+
+    assert faults(figure) == []
+    assert min(text.get_fontsize() for text in drawn_texts(figure)) >= 10
+
+
+@pytest.mark.parametrize("methods", [1, 5, 9])
+def test_no_text_of_a_cost_is_cut_off_or_covers_another(methods: int) -> None:
+    kinds = {"task": "bench_float32_b1", "higher_is_better": False, "samples": 1}
+    times = [
+        line({length: length * 3e-4 for length in LENGTHS[:6]}, method=name, metric="prefill_s", **kinds)
+        for name in METHODS[:methods]
+    ]
+    failed = [
+        line({LENGTHS[6]: 1.0, LENGTHS[7]: 1.0}, method=name, metric="oom", **kinds) for name in METHODS[:methods]
+    ]
+
+    assert faults(length_figure(pd.concat(times), pd.concat([*times, *failed]))) == []
+
+
 @pytest.mark.parametrize("models", [1, 2, 5])
-def test_nothing_is_clipped(method: str, models: int) -> None:
-    lines = [line({512: 1.0, 1024: 0.0}, model=f"model-{i}", method=method) for i in range(models)]
+def test_the_axes_keep_their_room(models: int) -> None:
+    lines = [line({512: 1.0, 1024: 0.0}, model=f"model-{i}", method=METHODS[-3]) for i in range(models)]
     figure = length_figure(pd.concat([*lines, line({512: 1.0}, model="model-0", method="origin")]))
     figure.draw_without_rendering()
-    page, legend = figure.bbox, figure.legends[0].get_window_extent()
-    (axes,) = figure.axes
 
-    assert page.x0 <= legend.x0 and legend.x1 <= page.x1
-    assert legend.y1 < axes.xaxis.label.get_window_extent().y0
-    assert axes.get_window_extent().height > page.height / 3
+    assert figure.axes[0].get_window_extent().height > 2.5 * figure.dpi
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Lines by position within one input."""
 
+from itertools import pairwise
+
 import pandas as pd
 import pytest
+from drawn_texts import faults
 from made_results import line
 
 from mesa_lm.errors import UsageError
@@ -13,11 +16,12 @@ TABLE = pd.concat([*STRETCHES, line({512: 2.5, 256: 2.0}, metric="nll", **LOSS)]
 
 
 def test_nll_by_position_stands_at_the_middle_of_each_stretch():
-    (axes,) = position_figure(TABLE).axes
+    figure = position_figure(TABLE)
+    (axes,) = figure.axes
     assert list(axes.lines[0].get_xdata()) == [128, 384]
     assert list(axes.lines[0].get_ydata()) == [2.0, 3.0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["256", "512"]
-    assert "20 samples" in axes.texts[0].get_text()
+    assert "20 samples" in figure.texts[1].get_text()
 
 
 def test_the_longest_length_is_drawn_unless_another_is_asked_for():
@@ -25,6 +29,18 @@ def test_the_longest_length_is_drawn_unless_another_is_asked_for():
     table = pd.concat([TABLE, longer])
     assert list(position_figure(table).axes[0].lines[0].get_ydata()) == [1.5]
     assert list(position_figure(table, 512).axes[0].lines[0].get_ydata()) == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("stretches", [1, 2, 8])
+@pytest.mark.parametrize("methods", [1, 2, 8, 16])
+def test_no_text_is_cut_off_or_covers_another(methods, stretches):
+    edges = [0, *(256 * 2**step for step in range(stretches))]
+    table = [
+        line({65536: 2.0}, metric=f"nll_{start}_{end}", method=f"method{index} (window={index})", **LOSS)
+        for index in range(methods)
+        for start, end in pairwise(edges)
+    ]
+    assert faults(position_figure(pd.concat(table))) == []
 
 
 def test_results_without_position_or_that_length_are_refused():

@@ -3,7 +3,9 @@
 import pytest
 from made_results import line, ranked, save_results
 
-from mesa_lm.reporting.ranking import effective_length
+from mesa_lm.reporting.changes import changes
+from mesa_lm.reporting.ranking import effective_length, rank, unable_tasks
+from mesa_lm.reporting.results import read
 
 
 def test_the_longer_effective_length_comes_first_then_the_mean(tmp_path):
@@ -112,3 +114,75 @@ def test_the_loss_is_compared_over_the_lengths_that_all_methods_have(tmp_path):
         losses = {length: {"x": length / 256} for length in lengths}
         save_results(tmp_path, method, losses, metric="nll", task="text")
     assert [entry.loss for entry in ranked(tmp_path, {"mesa": {512: 20}, "origin": {512: 20}})] == [2.0, 2.0]
+
+
+def losses(folder, methods, **options):
+    """The leaderboard of the losses of four documents at each length."""
+    for method, values in methods.items():
+        scores = {length: {f"doc{i}": loss + i / 8 for i in range(4)} for length, loss in values.items()}
+        save_results(folder, method, scores, metric="nll", task="text", **options)
+    return rank(read([folder]))
+
+
+def test_losses_rank_where_a_model_has_nothing_else(tmp_path):
+    methods = {"origin": {512: 2.5, 1024: 4.0, 2048: 5.0}, "mesa": {512: 2.5, 1024: 2.75, 2048: 3.125}}
+    entries = losses(tmp_path, methods | {"rerope": {512: 2.5, 1024: 2.875, 2048: 2.875}})
+    # 2.5 is 85% of 2.94: a mean of 2.69 within T keeps up to 3.16 on its own documents.
+    assert [(e.rank, e.method, e.metric, e.effective_length, e.loss) for e in entries] == [
+        (1, "rerope", "nll", 2048, None),
+        (2, "mesa", "nll", 1024, None),
+        (3, "origin", "nll", 512, None),
+    ]
+    assert [e.mean for e in entries] == [pytest.approx(mean + 3 / 16) for mean in (2.75, 2.7916667, 3.8333333)]
+
+
+def test_four_documents_at_many_lengths_are_four_documents(tmp_path):
+    """Each of the four is worse at all of five lengths; chance does that in one of eight."""
+    lengths = [512 * 2**i for i in range(5)]
+    methods = {"mesa": dict.fromkeys(lengths, 2.5), "origin": dict.fromkeys(lengths, 4.5)}
+    assert [e.p_best for e in losses(tmp_path / "a", methods)] == [None, 2 / 2**4]
+    before, now = ({"mesa": dict.fromkeys(lengths, loss)} for loss in (2.5, 4.5))
+    for logged, p_value in ((True, 2 / 2**4), (False, 2 / 70)):
+        sides = [losses(tmp_path / f"{i}{logged}", side, logged=logged) for i, side in enumerate((now, before))]
+        (change,) = changes(*sides)
+        assert change.p_value == pytest.approx(p_value)
+
+
+def test_a_mean_loss_that_rises_is_worse(tmp_path):
+    lengths = (512, 1024)
+    sides = []
+    for name, loss in (("now", 2.75), ("before", 2.5)):
+        scores = {length: {f"doc{i}": loss + i / 64 for i in range(20)} for length in lengths}
+        save_results(tmp_path / name, "mesa", scores, metric="nll", task="text")
+        sides.append(rank(read([tmp_path / name])))
+    assert [change.kind for change in (*changes(*sides), *changes(*sides[::-1]))] == ["worse", "better"]
+
+
+def test_damaged_samples_are_a_problem_of_the_entry(tmp_path):
+    ranked(tmp_path, {"a": {512: 20}, "b": {512: 10}})
+    path = tmp_path / "samples_keys_512_keys_b.jsonl"
+    for content, message in (
+        (b"{", "line 1: not readable as JSON"),
+        (b"\xff\xfe", "line 1: not readable as JSON"),
+        (b"[" * 100_000, "line 1: not readable as JSON"),
+        (b'{"doc_id": "x"}', "line 1: a sample must be a JSON object with a whole number as doc_id"),
+        (
+            b'{"doc_id": 0, "filter": "none", "acc": 1.0, "target": "\\ud800"}',
+            "line 1: a text must be of whole Unicode characters",
+        ),
+        (b"", "20 samples expected for acc, found 0"),
+    ):
+        path.write_bytes(content)
+        entries = rank(read([tmp_path]))
+        assert [entry.p_best for entry in entries] == [None, None]
+        assert [len(entry.problems) for entry in entries] == [0, 1]
+        assert str(path) in entries[1].problems[0] and message in entries[1].problems[0]
+
+
+def test_a_task_that_no_method_can_do_within_t_is_said_to_be_so(tmp_path):
+    entries = ranked(tmp_path, {"a": {512: 0, 1024: 0}, "b": {512: 0, 1024: 3}})
+    assert list(unable_tasks(entries)) == [
+        "org/base cannot do keys within its training length of 512 tokens (acc is 0): longer inputs say nothing of the "
+        "methods"
+    ]
+    assert list(unable_tasks(ranked(tmp_path, {"c": {512: 1}}))) == []

@@ -12,8 +12,10 @@ from tiny_models import tiny_model
 import mesa_lm
 from mesa_lm.errors import MesaError, MethodError, UsageError
 from mesa_lm.reporting.results import read
+from mesa_lm.studies.bench import benchmark
 from mesa_lm.studies.bench.bench_results import trial_metrics
 from mesa_lm.studies.bench.floor import Attention, measure_floor
+from mesa_lm.studies.bench.memory_limit import is_out_of_memory, limited_memory, weight_bytes
 from mesa_lm.studies.bench.peak_memory import cpu_memory, kv_bytes
 from mesa_lm.studies.bench.shapes import SHAPES, load_config, load_model
 from mesa_lm.studies.bench.timing import method_named, random_prompts, run_once
@@ -126,6 +128,55 @@ def test_a_limit_makes_a_length_run_out_of_memory(tmp_path):
     assert read([tmp_path]).table[["metric", "value"]].to_numpy().tolist() == [["oom", 1.0]]
 
 
+@linux
+def test_weights_that_do_not_fit_are_named_before_they_are_loaded_and_the_other_shapes_run(
+    tmp_path, monkeypatch, caplog
+):
+    loaded = []
+    load = benchmark.load_model
+    monkeypatch.setattr(benchmark, "load_model", lambda *given: loaded.append(given[1]) or load(*given))
+    result = bench(
+        *("--shape", "llama-2-7b,tiny-6x512", "--method", "stock", "--lengths", "31", "--memory-limit", 0.2),
+        *("--dtype", "bfloat16", "--repeats", 1, "--warm-up", 0, "--steps", 1, "--out", tmp_path, "--json"),
+    )
+    assert result.exit_code == 0 and loaded == ["tiny-6x512"]
+    cells = json.loads(result.stdout)["cells"]
+    assert [(cell["model"], cell["dtype"], cell["oom"]) for cell in cells] == [
+        ("llama-2-7b", "bfloat16", 1.0),
+        ("tiny-6x512", "bfloat16", 0.0),
+    ]
+    # 6,738,415,616 weights of two bytes
+    needed = "llama-2-7b in bfloat16: the weights need 12.6 GiB, 0.2 GiB are free"
+    assert f"{needed} on cpu: out of memory" in caplog.text
+    assert needed in result.stderr and result.stderr.splitlines()[0].endswith("starting")
+
+
+def test_what_weights_need_is_what_they_take():
+    plan = Plan(
+        **dict.fromkeys(("methods", "lengths", "dtypes", "batches"), ()),
+        **{"repeats": 1, "warm_up": 0, "steps": 1, "threads": 1, "device": "cpu", "memory": False},
+        **{"model": None, "shape": "tiny-6x512", "limit_bytes": None},
+    )
+    model = load_model(None, "tiny-6x512", "bfloat16", "cpu")
+    assert weight_bytes(plan, "bfloat16") == 2 * sum(weight.numel() for weight in model.parameters())
+
+
+@linux
+def test_memory_above_a_limit_cannot_be_taken():
+    with pytest.raises(RuntimeError) as raised, limited_memory(2**26):
+        torch.empty(2**28)
+    assert is_out_of_memory(raised.value)
+    assert torch.empty(2**20).numel() == 2**20
+
+
+def test_a_folder_of_results_is_never_hidden(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    arguments = ("--lengths", "31", "--no-memory", "--method", "stock", "--repeats", 1, "--steps", 1, "--out", "out")
+    bench("--model", f"./{folder.name}", *arguments)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+    assert set(read([tmp_path / "out"]).table.model) == {"model"}
+
+
 @pytest.mark.parametrize("name", ["stock", "origin", "mesa"])
 def test_bytes_of_the_cache_count_tokens_only(name, llama):
     taken = run_once(llama, method_named(name, {}), random_prompts(llama, 3, 97), steps=5)
@@ -182,6 +233,12 @@ def test_random_weights_are_the_same_every_time():
         (("--lengths", "4x"), "--lengths must be positive integers.*'4x'"),
         (("--lengths", "0"), "--lengths must be positive integers.*'0'"),
         (("--batches", ","), "--batches needs at least one value"),
+        (("--lengths", "4k,4k"), "--lengths has '4k' 2 times"),
+        (("--method", "mesa", "--method", "mesa"), "--method has 'mesa' 2 times"),
+        (("--shape", "a,b"), "unknown shape 'a'"),
+        (("--memory-limit", "-1"), "--memory-limit must be a number of GiB above 0, found -1.0"),
+        (("--memory-limit", "nan"), "--memory-limit must be a number of GiB above 0, found nan"),
+        (("--model", "x", "--shape", "llama-2-7b"), "give --model or --shape, found both: x and llama-2-7b"),
         (("--dtypes", "float8"), "unknown dtype 'float8'"),
         (("--device", "cuda:99"), "device 'cuda:99' cannot be used"),
         (("--model", "./missing"), "no model at './missing'"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import pytest
 import torch
 from character_tokenizer import tiny_tokenizer
 from command_line import run
+from drawn_texts import faults
+from matplotlib.figure import Figure
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 from typer.testing import Result
 
 import mesa_lm
 from mesa_lm.errors import MethodError, ModelError, UsageError
-from mesa_lm.studies.probe.figures import save_figures, values_figure
+from mesa_lm.studies.probe.figures import failure_figure, heat_figure, save_figures, values_figure
 from mesa_lm.studies.probe.findings import Findings
 from mesa_lm.studies.probe.measure import FailureCurve
 from mesa_lm.studies.probe.predict import Jump, crossing, find_jumps, predicted_length
@@ -107,7 +110,7 @@ def test_decoder_layers_in_order_and_a_model_without_them() -> None:
 
 def test_chosen_layers() -> None:
     assert chosen_layers(None, 3) == [0, 1, 2]
-    assert chosen_layers("2, 0,2", 3) == [0, 2]
+    assert chosen_layers("2, 0", 3) == [0, 2]
     for wrong in ("3", "-1", "x", "", "0;1"):
         with pytest.raises(UsageError, match=f"from 0 to 2, separated by commas; found '{wrong}'"):
             chosen_layers(wrong, 3)
@@ -211,7 +214,7 @@ def test_pictures_are_the_same_again(tmp_path: Path) -> None:
 
 def test_pictures_show_each_method_with_threshold_and_t() -> None:
     found = findings()
-    panels = {axes.get_title(): axes for axes in values_figure(found).axes}
+    panels = {axes.get_title(loc="left"): axes for axes in values_figure(found).axes}
 
     assert list(panels) == ["origin", "mesa"]
     value, threshold, train_length, mark = panels["origin"].lines
@@ -219,6 +222,24 @@ def test_pictures_show_each_method_with_threshold_and_t() -> None:
     assert threshold.get_ydata()[0] == pytest.approx(found.jumps[0].threshold)
     assert (train_length.get_xdata()[0], mark.get_xdata()[0]) == (32, 32)
     assert len(panels["mesa"].lines) == 3
+
+
+@pytest.mark.parametrize("methods", [1, 2, 5, 14])
+@pytest.mark.parametrize("draw", [values_figure, heat_figure, failure_figure])
+def test_no_text_is_cut_off_or_covers_another(draw: Callable[[Findings], Figure], methods: int) -> None:
+    one = findings()
+    names = ["origin", *(f"method{index}" for index in range(methods - 1))]
+    fails = FailureCurve(values={32: 1.0, 64: 0.0}, failed_at=64)
+    holds = FailureCurve(values={32: 1.0}, failed_at=None)
+    found = replace(
+        one,
+        model="organisation/a-model-with-a-long-name-of-7b-parameters",
+        profiles=dict.fromkeys(names, one.profiles["origin"]),
+        passkey=dict.fromkeys(names, fails),
+        tail_nll=dict.fromkeys(names, holds),
+    )
+
+    assert faults(draw(found)) == []
 
 
 def invoke(*arguments: object) -> Result:
@@ -239,7 +260,7 @@ def test_command_writes_everything(saved_model: Path, tmp_path: Path, monkeypatc
     assert (saved["train_length"], saved["length"], saved["agreement"]) == (T, 2 * T, {})
     assert (tmp_path / "probe_heat.svg").exists()
 
-    shown = invoke(*options, "--method", "mesa", "--layers", "1").stdout
+    shown = invoke(*options, "--method", "mesa", "--layers", "1", "--device", "cpu", "--dtype", "bfloat16").stdout
     assert "origin" in shown and "mesa" in shown and "rerope" not in shown
     assert shown.count("not measured") == 4
 
@@ -253,6 +274,9 @@ def test_wrong_input_is_told_in_one_line(saved_model: Path, tmp_path: Path) -> N
         (UsageError, "--word or --text, not both", ("--word", "a", "--text", tmp_path / "x")),
         (UsageError, "cannot be read", ("--text", tmp_path / "x")),
         (UsageError, "no such file", ("--results", tmp_path / "x")),
+        (UsageError, r"unknown device 'cdu'; did you mean 'cpu'", ("--device", "cdu")),
+        (UsageError, "device 'cpu:1' is not on this machine", ("--device", "cpu:1")),
+        (UsageError, "dtype must be auto or one of float32", ("--dtype", "float17")),
     ):
         with pytest.raises(error, match=message) as raised:
             invoke(*options, *wrong)

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mesa_lm.errors import UsageError
+from mesa_lm.harness import tokenizing
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.task_manager import TaskManager
 from mesa_lm.tasks.long_ppl import cutting, documents, embedded_text, samples, sources, task
@@ -96,7 +97,7 @@ def small_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifteen characters in three lines and an empty one, each a token; tails of three."""
     monkeypatch.setattr(embedded_text, "held_out_text", lambda: "ab cd\n\nef gh\nij")
     monkeypatch.setattr(embedded_text, "line_starts", embedded_text.line_starts.__wrapped__)
-    monkeypatch.setattr(samples, "token_counter", lambda *_: len)
+    monkeypatch.setattr(tokenizing, "token_counter", lambda *_: len)
     for module in (documents, samples):
         monkeypatch.setattr(module, "TAIL", 3)
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from mesa_lm.errors import MesaError, UsageError
+from mesa_lm.harness import tokenizing
 from mesa_lm.harness.task_manager import TaskManager
 from mesa_lm.methods.registry import available_methods
 from mesa_lm.tasks.passkey_long import questions
@@ -102,7 +103,7 @@ def test_a_wrong_cost_per_filler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
         words = len(text.split())
         return words + max(0, words - 500)
 
-    monkeypatch.setattr(questions, "token_counter", lambda *_: tokens_beyond)
+    monkeypatch.setattr(tokenizing, "token_counter", lambda *_: tokens_beyond)
     for doc in docs(1501):
         assert 1501 - 40 < doc["tokens"] == tokens_beyond(doc["prompt"]) <= 1501
 
@@ -223,7 +224,7 @@ def test_a_hundred_long_prompts_tokenize_less_than_three_texts() -> None:
         ({"num_samples": True}, "found True"),
         ({"num_samples": None}, "found None"),
         ({"seed": 0.5}, "seed must be a whole number; found 0.5"),
-        ({"depths": 0}, "depths must be null, a whole number of at least 1, or a list of shares from 0 to 1; found 0"),
+        ({"depths": 0}, "depths must be null, a whole number from 1 to 1001, or a list of shares from 0 to 1; found 0"),
         ({"depths": []}, "found []"),
         ({"depths": [0.5, 1.1]}, "found [0.5, 1.1]"),
         ({"depths": "5"}, "found '5'"),

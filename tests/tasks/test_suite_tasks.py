@@ -7,15 +7,17 @@ from collections import Counter
 import pytest
 from lm_eval import simple_evaluate
 
+from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import UsageError
-from mesa_lm.harness.tokenizing import load_tokenizer, token_counter
+from mesa_lm.harness.tokenizing import task_encoding
 from mesa_lm.tasks.govreport_long import reports as govreport
 from mesa_lm.tasks.longeval_lines import records as lines
 from mesa_lm.tasks.passkey_grid import grid
 
-COUNT = token_counter(load_tokenizer({}), None)
-GRID = {"num_samples": 3, "depths": 5, "prompt": "plain", "seed": 0}
-LINES = {"num_samples": 7, "prompt": "plain", "seed": 0}
+MODEL = {"pretrained": str(MODEL_PATH)}
+COUNT = task_encoding(MODEL).count
+GRID = {"num_samples": 3, "depths": 5, "prompt": "plain", "seed": 0, **MODEL}
+LINES = {"num_samples": 7, "prompt": "plain", "seed": 0, **MODEL}
 
 
 def test_the_grid_has_as_many_questions_at_every_depth_and_they_take_turns():
@@ -23,6 +25,17 @@ def test_the_grid_has_as_many_questions_at_every_depth_and_they_take_turns():
     assert Counter(doc["asked_depth"] for doc in docs) == dict.fromkeys((0.0, 0.25, 0.5, 0.75, 1.0), 3)
     assert [doc["asked_depth"] for doc in docs[:5]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert all(abs(doc["depth"] - doc["asked_depth"]) < 0.1 and doc["tokens"] <= 701 for doc in docs)
+
+
+@pytest.mark.parametrize("depths", [[1 / 3, 0.95], 3, 11])
+def test_a_grid_of_any_depths_warns_of_nothing_and_knows_its_direction(depths, caplog):
+    metadata = {"num_samples": 1, "depths": depths, "lengths": [400]}
+    results = simple_evaluate("mesa-hf", {}, ["passkey_grid"], metadata=metadata, bootstrap_iters=10)
+    names = {name.removesuffix(",none") for name in results["results"]["passkey_grid_400"] if "acc" in name}
+    measured = {name for name in names if "stderr" not in name}
+    assert len(measured) == 1 + (depths if isinstance(depths, int) else len(depths))
+    assert results["higher_is_better"]["passkey_grid_400"] == dict.fromkeys(measured, True)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 def test_a_grid_answer_counts_for_its_own_depth():
@@ -68,7 +81,7 @@ def reports(tmp_path):
 
 def test_reports_are_binned_by_the_tokens_of_their_prompt(reports):
     middle = COUNT(govreport.PROMPT.format(report="The agency spent money. " * 43))
-    options = {"data": str(reports), "split": "test", "bin_width": middle // 3}
+    options = {"data": str(reports), "split": "test", "bin_width": middle // 3, **MODEL}
     docs = list(govreport.reports_dataset(length=middle, num_samples=2, **options)["test"])
     assert [doc["summary"] for doc in docs] == ["Spent 40.", "Spent 43."]
     with pytest.raises(UsageError, match="3 reports asked for, 2 of the 4"):
@@ -80,7 +93,7 @@ def test_data_that_cannot_be_read_are_refused(tmp_path):
     wrong.write_text('{"text": "x"}')
     for data, reason in ((str(wrong), "needs the columns report and summary"), (str(tmp_path / "no"), "cannot load")):
         with pytest.raises(UsageError, match=reason):
-            govreport.reports_dataset(length=100, num_samples=1, data=data, split="test", bin_width=10)
+            govreport.reports_dataset(length=100, num_samples=1, data=data, split="test", bin_width=10, **MODEL)
 
 
 def test_a_perfect_summary_scores_one():

@@ -1,4 +1,4 @@
-"""The commands of docs/suites.md: their tasks, options, methods and parameters exist."""
+"""The commands of the pages for real models: their tasks, options, methods and parameters exist."""
 
 import json
 import re
@@ -15,13 +15,17 @@ from mesa_lm.harness.model import HF_KEYWORDS
 from mesa_lm.harness.model_args import split_model_args
 from mesa_lm.harness.task_manager import TaskManager
 
-PAGE = Path(__file__).parents[2] / "docs" / "suites.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / "suites.md", DOCS / "real_models.md"]
 HOST_OPTIONS = {"--model", "--model_args", "--tasks", "--output_path", "--log_samples", "--metadata"}
 
 
 def commands():
-    """Each command of the page as its words, with the block's variables put in."""
-    for block in re.findall(r"```\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
+    """Each command of the pages as its words, with the block's variables put in."""
+    text = "".join(page.read_text() for page in PAGES)
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+        if language:
+            continue
         variables = dict(re.findall(r"^(\w+)=(\S+)$", block, flags=re.MULTILINE))
         for line in block.replace("\\\n", " ").splitlines():
             for name, value in variables.items():
@@ -36,7 +40,8 @@ TOOLS = [words for words in commands() if words[0] == "mesa-lm"]
 
 def test_every_command_is_one_or_the_other():
     assert len(EVALUATIONS) > 10 and len(TOOLS) > 4
-    assert len(EVALUATIONS) + len(TOOLS) == len(list(commands()))
+    others = {words[0] for words in commands()} - {"lm_eval", "mesa-lm"}
+    assert others == {"pip", "hf"}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +54,10 @@ def test_evaluations_name_tasks_and_methods_that_exist(words, task_manager):
     assert {word for word in words if word.startswith("--")} <= HOST_OPTIONS
     options = dict(pairwise(words))
     assert options["--model"] == "mesa-hf"
-    arguments = simple_parse_args_string(options["--model_args"])
-    others = split_model_args(arguments.pop("method"), arguments, HF_KEYWORDS).others
-    assert set(others) == {"pretrained", "dtype"}
+    given = options["--model_args"]
+    arguments = json.loads(given) if given.startswith("{") else simple_parse_args_string(given)
+    others = split_model_args(arguments.pop("method", "mesa"), arguments, HF_KEYWORDS).others
+    assert set(others) <= {"pretrained", "dtype", "parallelize", "max_memory_per_gpu", "quantization_config"}
     task_manager.metadata = json.loads(options.get("--metadata", "{}"))
     tasks = options["--tasks"].split(",")
     assert set(task_manager.match_tasks(tasks)) == set(tasks)

@@ -227,4 +227,5 @@ def _is_baseline(other: Trial, trial: Trial) -> bool:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    # A leading dot, as of ./my-model, would hide it.
+    return re.sub(r"[^\w.+-]+", "_", text).strip("._") or "model"

@@ -1,24 +1,30 @@
 """Carry out a benchmark: every method in turn, round after round, so that a busy machine slows all alike."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
-from itertools import product
+from contextlib import nullcontext
+from functools import partial
+from itertools import chain, product
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from mesa_lm.errors import UsageError
 from mesa_lm.lengths import length_label
 from mesa_lm.methods.origin import Origin
-from mesa_lm.models.memory import release
+from mesa_lm.models.memory import free_bytes, release
 from mesa_lm.models.support import check_supported
+from mesa_lm.reporting.costs import GIB
 from mesa_lm.studies.bench.floor import measure_floor
 from mesa_lm.studies.bench.kernel_calls import count_run
+from mesa_lm.studies.bench.memory_limit import allowed_bytes, is_out_of_memory, limited_memory, weight_bytes
 from mesa_lm.studies.bench.peak_memory import cpu_memory, cuda_memory
 from mesa_lm.studies.bench.shapes import load_config, load_model
 from mesa_lm.studies.bench.timing import method_named, random_prompts, run_once
-from mesa_lm.studies.bench.trials import Plan, Trial
+from mesa_lm.studies.bench.trials import Memory, Plan, Trial
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -53,18 +59,42 @@ def run_benchmark(plan: Plan, progress: Callable[[str], None]) -> list[Trial]:
     _check_device(plan)
     torch.set_num_threads(plan.threads)
     for dtype in plan.dtypes:
-        progress(f"loading {plan.source} in {dtype}")
-        model = load_model(plan.model, plan.shape, dtype, plan.device)
-        for batch, length in product(plan.batches, plan.lengths):
-            group = [
+        groups = [
+            [
                 Trial(method=method, options=options, dtype=dtype, batch=batch, length=length)
                 for method, options in methods
             ]
-            _measure_group(plan, model, group, progress)
-            trials += group
+            for batch, length in product(plan.batches, plan.lengths)
+        ]
+        trials += chain.from_iterable(groups)
+        if not _fits(plan, dtype, progress):
+            for trial in chain.from_iterable(groups):
+                trial.oom = True
+            continue
+        if plan.memory and plan.device == "cpu":  # in other processes, before this one holds weights too
+            for group in groups:
+                _measure_memory(group, lambda trial: cpu_memory(plan, trial), progress)
+        progress(f"loading {plan.source} in {dtype}")
+        model = load_model(plan.model, plan.shape, dtype, plan.device)
+        for group in groups:
+            if plan.memory and plan.device != "cpu":
+                _measure_memory(group, partial(cuda_memory, model), progress)
+            _measure_times(plan, model, group, progress)
         del model
         release(torch.device(plan.device))
     return trials
+
+
+def _fits(plan: Plan, dtype: str, progress: Callable[[str], None]) -> bool:
+    """Return whether the weights fit into what is free, and say what is needed."""
+    progress(f"{plan.source} in {dtype}: counting what the weights need")
+    needed, free = weight_bytes(plan, dtype), allowed_bytes(plan)
+    told = f"{plan.source} in {dtype}: the weights need {needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free"
+    progress(told)
+    if needed > free:
+        smaller = "" if dtype in ("bfloat16", "float16") else "; --dtype bfloat16 needs less"
+        logger.warning("%s on %s: out of memory%s", told, plan.device, smaller)
+    return needed <= free
 
 
 def _check_device(plan: Plan) -> None:
@@ -78,25 +108,36 @@ def _check_device(plan: Plan) -> None:
         raise UsageError(f"memory is measured on cpu and cuda, found device {plan.device!r}; give --no-memory")
 
 
-def _measure_group(plan: Plan, model: PreTrainedModel, group: list[Trial], progress: Callable[[str], None]) -> None:
-    """Measure the methods of one dtype, batch and length: memory first, which tells what fits, then time."""
-    where = f"{length_label(group[0].length)}, {group[0].dtype}, batch {group[0].batch}"
-    if plan.memory:
-        for trial in group:
-            progress(f"memory of {trial.name} at {where}")
-            trial.memory = cuda_memory(model, trial) if model.device.type == "cuda" else cpu_memory(plan, trial)
-            trial.oom = trial.memory is None
+def _place(trial: Trial) -> str:
+    return f"{length_label(trial.length)}, {trial.dtype}, batch {trial.batch}"
+
+
+def _measure_memory(
+    group: list[Trial], measure: Callable[[Trial], Memory | None], progress: Callable[[str], None]
+) -> None:
+    """Measure the memory of the methods of one dtype, batch and length, which tells what fits."""
+    for trial in group:
+        progress(f"memory of {trial.name} at {_place(trial)}")
+        trial.memory = measure(trial)
+        trial.oom = trial.memory is None
+
+
+def _measure_times(plan: Plan, model: PreTrainedModel, group: list[Trial], progress: Callable[[str], None]) -> None:
+    """Measure the times of the methods of one dtype, batch and length that fit, round after round."""
+    if all(trial.oom for trial in group):
+        return
     prompts = random_prompts(model, group[0].batch, group[0].length)
     for number in range(plan.warm_up + plan.repeats):
         for trial in _rotated(group, number):
             if trial.oom:
                 continue
-            progress(f"round {number + 1} of {plan.warm_up + plan.repeats}: {trial.name} at {where}")
+            progress(f"round {number + 1} of {plan.warm_up + plan.repeats}: {trial.name} at {_place(trial)}")
             try:
-                taken = run_once(model, trial.method, prompts, plan.steps)
+                with limited_memory(free_bytes(model.device)) if model.device.type == "cpu" else nullcontext():
+                    taken = run_once(model, trial.method, prompts, plan.steps)
                 floor = None if trial.method is None else measure_floor(model, trial.method, trial.batch, trial.length)
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
                 trial.oom = True
                 release(model.device)

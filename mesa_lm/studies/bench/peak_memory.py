@@ -8,19 +8,18 @@ import ctypes
 import gc
 import json
 import pickle
-import resource
 import subprocess
 import sys
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
-from mesa_lm.attention.cache import WovenCache
+from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.errors import ModelError
-from mesa_lm.models.memory import release, reset_peak, status_bytes
+from mesa_lm.models.memory import free_bytes, release, reset_peak, status_bytes
+from mesa_lm.studies.bench.memory_limit import is_out_of_memory, limited_memory
 from mesa_lm.studies.bench.shapes import load_model
 from mesa_lm.studies.bench.timing import random_prompts, run_once
 from mesa_lm.studies.bench.trials import Memory, Plan, Trial
@@ -61,7 +60,7 @@ def cuda_memory(model: PreTrainedModel, trial: Trial) -> Memory | None:
         before = torch.cuda.memory_allocated(model.device)
         cache = run_once(model, trial.method, prompts, STEPS).cache
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if not is_out_of_memory(error):
             raise
         return None
     finally:
@@ -71,9 +70,10 @@ def cuda_memory(model: PreTrainedModel, trial: Trial) -> Memory | None:
 
 def kv_bytes(cache: Any) -> int:
     """Return the bytes of the keys and values that a cache holds, without room for more."""
-    if isinstance(cache, WovenCache):
-        tokens = sum(row.length for row in cache.rows)
-        held = [*cache.keys.values(), *cache.values.values()]
+    filled = woven_layer(cache)
+    if filled is not None:
+        tokens = sum(row.length for row in filled.woven.rows)
+        held = [*filled.woven.keys.values(), *filled.woven.values.values()]
         return sum(tokens * states.shape[1] * states.shape[3] * states.element_size() for states in held)
     held = [states for layer in cache.layers for states in (layer.keys, layer.values)]
     return sum(states.numel() * states.element_size() for states in held)
@@ -96,15 +96,16 @@ def _measure(plan: Plan, trial: Trial) -> Memory | None:
     run_once(model, trial.method, prompts[:, :WARM_UP_TOKENS], STEPS)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+    above = free_bytes(model.device)
     if plan.limit_bytes is not None:
-        most = status_bytes("VmSize") + max(0, plan.limit_bytes - _weight_bytes(model))
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        above = min(above, plan.limit_bytes - _weight_bytes(model))
     reset_peak()
     before = status_bytes("VmRSS")
     try:
-        cache = run_once(model, trial.method, prompts, STEPS).cache
+        with limited_memory(above):
+            cache = run_once(model, trial.method, prompts, STEPS).cache
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+        if not is_out_of_memory(error):
             raise
         return None
     return _told_apart(model, cache, status_bytes("VmHWM") - before)

@@ -19,6 +19,7 @@ from mesa_lm.tasks.passkey_long.questions import passkey_dataset, score
 
 STEPS_PER_DOUBLING = 3
 BATCH_TOKENS = 16384  # tokens that go through the model together, at least one sample
+PASSKEY = "passkey_long"
 MAX_ANSWER_TOKENS = 32  # as the passkey_long task
 TAIL_TOKENS = 256  # tokens whose loss is measured, at most half of T
 LOST_SHARE = 0.5
@@ -155,9 +156,12 @@ def saved_passkey_curves(path: Path, names: Sequence[str], train_length: int) ->
         By name, for the methods that the results hold; nothing if origin's accuracy within T is below one half.
 
     Raises:
-        UsageError: The results are not readable, are of several models, or lack origin within T.
+        UsageError: A file is damaged, or the results are of several models, or lack origin within T.
     """
-    accuracy = read([path]).select("acc").table
+    results = read([path])
+    if results.problems:
+        raise UsageError(results.problems[0])
+    accuracy = results.select("acc", PASSKEY if PASSKEY in set(results.table.task) else None).table
     models = sorted(set(accuracy.model))
     if len(models) > 1:
         raise UsageError(f"{path}: results of one model are needed; found {', '.join(models)}")

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import UsageError
-from mesa_lm.harness.model_args import checked_source, one_line_errors
+from mesa_lm.harness.model_args import check_device, check_host_args, checked_source, one_line_errors
 from mesa_lm.harness.tokenizing import load_tokenizer
 from mesa_lm.methods.registry import available_methods, make_method
 from mesa_lm.methods.train_length import train_length_of
@@ -15,7 +16,7 @@ from mesa_lm.reporting.lm_eval_files import DEMO_NAME
 from mesa_lm.studies.probe.findings import Findings
 from mesa_lm.studies.probe.measure import Subject, lengths_up_to, passkey_curves, saved_passkey_curves, tail_curves
 from mesa_lm.studies.probe.predict import find_jumps
-from mesa_lm.studies.probe.profile import chosen_layers, decoder_layers, record
+from mesa_lm.studies.probe.profile import chosen_layers, record
 
 
 def probe_model(
@@ -29,6 +30,8 @@ def probe_model(
     top: int,
     samples: int,
     results: Path | None,
+    device: str,
+    dtype: str,
     progress: Callable[[str], None],
 ) -> Findings:
     """Probe a model and measure it.
@@ -43,6 +46,8 @@ def probe_model(
         top: Most dimensions to predict from.
         samples: Questions and texts to measure with; 0 measures nothing.
         results: Where to take passkey accuracy from instead of measuring it; None: measure.
+        device: As for `torch.device`, by name; "auto": CUDA if there is one.
+        dtype: Of the weights, by name; "auto": as they are saved.
         progress: Told what is being done.
 
     Returns:
@@ -52,17 +57,22 @@ def probe_model(
         MesaError: Something given cannot be used; before the weights are loaded wherever that can be known.
     """
     chosen = {name: make_method(name) for name in dict.fromkeys(["origin", *(names or available_methods())])}
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    check_host_args({"dtype": dtype})
     source = checked_source(model or str(MODEL_PATH))
     with one_line_errors("model", source):
         config = AutoConfig.from_pretrained(source)
     train_length = train_length_of(config)
+    numbers = chosen_layers(layers, config.get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer({"pretrained": source})
     length = multiple * train_length
     tokens = repeated_tokens(tokenizer, word, length) if text is None else file_tokens(tokenizer, text, length)
     passkey = {} if results is None else saved_passkey_curves(results, list(chosen), train_length)
     with one_line_errors("model", source):
-        loaded = AutoModelForCausalLM.from_pretrained(source).eval()
-    numbers = chosen_layers(layers, len(decoder_layers(loaded)))
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval()
+        loaded.to(device)
     profiles = {}
     for name, method in chosen.items():
         progress(f"recording hidden states under {name}")

@@ -74,14 +74,17 @@ def chosen_layers(text: str | None, count: int) -> list[int]:
         count: Layers of the model.
 
     Raises:
-        UsageError: Something is no number, or no layer of the model.
+        UsageError: Something is no number, no layer of the model, or given twice.
     """
     if text is None:
         return list(range(count))
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) < count for part in parts):
+    if not all(part.isdecimal() and len(part) < 9 and int(part) < count for part in parts):
         raise UsageError(f"probe: layers must be numbers from 0 to {count - 1}, separated by commas; found {text!r}")
-    return sorted({int(part) for part in parts})
+    numbers = sorted(map(int, parts))
+    if len(set(numbers)) < len(numbers):
+        raise UsageError(f"probe: each layer may be given once; found {text!r}")
+    return numbers
 
 
 def record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mesa_lm import __version__
-from mesa_lm.reporting.figure_style import COLOURS, house_style, save_figure
+from mesa_lm.reporting.figure_style import (
+    COLOURS,
+    GRID,
+    INK,
+    LOOKS,
+    MUTED,
+    add_frame,
+    house_style,
+    save_figure,
+    ticks_with_room,
+)
 from mesa_lm.reporting.files import save_file
 from mesa_lm.studies.theory.outputs import OutputCurve, Parameters, WovenFailure
 
 POINTS = 400  # per curve, in the file
 # NoPE and PE agree until float64's limit, the weaves nearly: the first of each pair is broad, the other above it.
+WIDTH = 7.0  # inches
+CURVE_COLOURS = (COLOURS[3], LOOKS["origin"].colour, LOOKS["rerope"].colour, LOOKS["stair"].colour)
 STROKES = ((3.4, "-"), (1.6, "--"), (3.4, "-"), (0.9, "-"))  # widths and styles
 
 
@@ -48,24 +61,22 @@ def save_outputs(parameters: Parameters, found: list[OutputCurve], failure: Wove
 def output_figure(parameters: Parameters, found: list[OutputCurve]) -> Figure:
     """Return the figure: o_t against t, with the threshold and M."""
     threshold, max_length, length = parameters.threshold, parameters.max_length, parameters.length
-    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.0))
     axes = figure.add_subplot()
-    for curve, colour, (broad, style) in zip(found, COLOURS, STROKES, strict=False):
-        axes.plot(
-            range(1, length + 1),
-            curve.output,
-            color=colour,
-            linestyle=style,
-            linewidth=broad,
-            label=curve.name,
-            zorder=3,
+    legend = []
+    for curve, colour, (broad, style) in zip(found, CURVE_COLOURS, STROKES, strict=False):
+        (line,) = axes.plot(
+            range(1, length + 1), curve.output, color=colour, linestyle=style, linewidth=broad, zorder=3
         )
-    axes.axhline(threshold, color="0.2", linewidth=1.0, zorder=2)
-    axes.axvline(max_length, color="0.35", linestyle=":", linewidth=1.4, zorder=2)
+        legend.append((line, curve.name))
+    axes.axhline(threshold, color=INK, linewidth=1.0, zorder=2)
+    axes.axvline(max_length, color=MUTED, linestyle=":", linewidth=1.4, zorder=2)
     axes.set_xscale("log", base=2)
     axes.set_xlim(1, length)
-    ticks = [2**power for power in range(length.bit_length())]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    powers = range(length.bit_length())
+    inches = 0.8 * WIDTH / math.log2(length)
+    labelled = ticks_with_room([power * inches for power in powers], [str(2**power) for power in powers], powers)
+    axes.set_xticks([2**power for power in labelled], [str(2**power) for power in labelled])
     axes.xaxis.set_minor_locator(NullLocator())
     # Linear around H, where the sign of o_t - H counts, and logarithmic further off.
     axes.set_yscale(
@@ -75,16 +86,17 @@ def output_figure(parameters: Parameters, found: list[OutputCurve]) -> Figure:
     axes.yaxis.set_major_locator(FixedLocator([threshold + step for step in steps]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda o, _: f"{o:g}"))
     axes.set_ylim(threshold - 1.25, threshold + 1.1 * max_length)
-    axes.text(1.06, threshold + 0.06, f"threshold H = {threshold:g}", fontsize=9, color="0.2")
-    axes.text(max_length * 1.05, threshold + 0.8 * max_length, f"M = {max_length}", fontsize=9, color="0.35")
+    beside: dict[str, Any] = {"textcoords": "offset points", "color": MUTED}
+    axes.annotate(f"threshold H = {threshold:g}", (1, threshold), (4, 3), **beside)
+    # On the side of the line that has room.
+    shift, side = (-4, "right") if max_length**2 > length else (4, "left")
+    axes.annotate(f"M = {max_length}", (max_length, axes.get_ylim()[1]), (shift, -3), ha=side, va="top", **beside)
     axes.set_xlabel("t (tokens)")
     axes.set_ylabel("output o_t")
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_title("The theorems' transformers: output by length\n", fontsize=12, loc="left")
     about = f"M = {max_length}, N = {parameters.near}, E = {parameters.width}; PE and both weaves share their weights"
-    axes.text(0, 1.04, about, transform=axes.transAxes, fontsize=9, color="0.35")
-    figure.legend(loc="outside lower center", ncols=len(found), frameon=False, fontsize=9, handlelength=3)
+    add_frame(figure, "The theorems' transformers: output by length", about, legend)
     return figure
 
 
