@@ -89,6 +89,17 @@ def test_imports_point_down(name):
         assert LAYERS.index(package(other)) <= LAYERS.index(own), f"{name} imports {other}"
 
 
+def test_nothing_but_commands_imports_the_face_of_the_package():
+    """It imports what lies below, so that whoever imports it from there closes a circle."""
+    for name, path in modules().items():
+        if package(name) in ("cli", "__init__"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                faces = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert "mesa_lm" not in faces, f"{name}, line {node.lineno}"
+
+
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_are_absolute_and_named_as_in_a_wheel(name):
     for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from hashlib import sha256
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
 
-from mesa_lm import __version__
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import ModelError
 from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
@@ -224,7 +224,7 @@ class MesaHFLM(ScoringHFLM):
         described = self._describe()
         info["mesa_lm"] = {
             **described,
-            "version": __version__,
+            "version": version("mesa-lm"),
             **package_commit()._asdict(),
             "device": str(self.model.device),  # what was used; lm-eval saves the option
             "dtype": str(self.model.dtype),
@@ -259,7 +259,7 @@ class MesaHFLM(ScoringHFLM):
                 "weights": weights_digest(self.model),
                 "vocabulary": sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest(),
                 "sources": package_digest(),
-                "version": __version__,
+                "version": version("mesa-lm"),
             }
             use_own_table(cache_hook.dbdict, identity)
         super().set_cache_hook(cache_hook)

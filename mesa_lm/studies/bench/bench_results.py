@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mesa_lm import __version__
 from mesa_lm.lengths import length_label
 from mesa_lm.methods.train_length import train_length_of
 from mesa_lm.reporting.costs import GIB
@@ -192,7 +192,7 @@ def _report(plan: Plan, group: Sequence[Trial], trials: Sequence[Trial], date: f
                 "parameters": parameters,
                 "train_length": parameters.get("train_length") or train_length_of(config),
                 "pretrained": plan.source,
-                "version": __version__,
+                "version": version("mesa-lm"),
                 "device": plan.device,
                 "dtype": f"torch.{first.dtype}",
             },
@@ -207,7 +207,7 @@ def _report(plan: Plan, group: Sequence[Trial], trials: Sequence[Trial], date: f
         },
         "git_hash": get_git_commit_hash(),
         "date": date,
-        "versions": dict.fromkeys(names, __version__),
+        "versions": dict.fromkeys(names, version("mesa-lm")),
         "torch_version": torch.__version__,
         "transformers_version": transformers.__version__,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from mesa_lm import __version__
 from mesa_lm.reporting.figure_style import (
     COLOURS,
     GRID,
@@ -103,7 +103,7 @@ def output_figure(parameters: Parameters, found: list[OutputCurve]) -> Figure:
 def _content(parameters: Parameters, found: list[OutputCurve], failure: WovenFailure) -> dict[str, Any]:
     """Return what the JSON file holds."""
     return {
-        "mesa_lm": __version__,
+        "mesa_lm": version("mesa-lm"),
         "parameters": asdict(parameters),
         "constructions": [
             {
