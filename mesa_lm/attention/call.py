@@ -202,8 +202,8 @@ class WantedLogits:
         slot = self.slot[columns[:, self._wanted_by_any_row(columns)]]
         wanted = slot >= 0
         if bool(wanted.any()):
-            place = rows[:, None].expand_as(slot)[wanted].to(logits.device), slot[wanted].to(logits.device)
-            self._logits[place] = logits[wanted.to(logits.device)]
+            row, column = (index.to(logits.device) for index in wanted.nonzero(as_tuple=True))
+            self._logits[rows.to(logits.device)[row], slot[wanted].to(logits.device)] = logits[row, column]
 
     def _wanted_by_any_row(self, columns: Tensor) -> Tensor:
         """Return (len,) whether some row of a pass wants the logits there."""

@@ -154,7 +154,7 @@ def test_weights_that_do_not_fit_are_named_before_they_are_loaded_and_the_other_
 def test_what_weights_need_is_what_they_take():
     plan = Plan(
         **dict.fromkeys(("methods", "lengths", "dtypes", "batches"), ()),
-        **{"repeats": 1, "warm_up": 0, "steps": 1, "threads": 1, "device": "cpu", "memory": False},
+        **{"repeats": 1, "warm_up": 0, "steps": 1, "threads": 1, "device": "cpu", "memory": False, "calls": False},
         **{"model": None, "shape": "tiny-6x512", "limit_bytes": None},
     )
     model = load_model(None, "tiny-6x512", "bfloat16", "cpu")
