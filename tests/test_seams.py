@@ -3,6 +3,7 @@
 A new version that moves or changes one of these fails here, by name, before it fails anywhere else.
 """
 
+import argparse
 import ast
 import importlib
 import inspect
@@ -73,6 +74,11 @@ SEAMS: dict[str, str | None] = {
     f"{MODELS}.mpt.modeling_mpt:MptAttention.forward": "self, hidden_states, **kwargs",
     f"{MODELS}.bloom.modeling_bloom:BloomAttention.forward": "self, hidden_states, residual, **kwargs",
     f"{MODELS}.bloom.modeling_bloom:BloomAttention._reshape": "self, fused_qkv",
+    # Weights quantised while they are loaded, and progress bars.
+    "transformers.quantizers.auto:AutoQuantizationConfig.from_dict": "quantization_config_dict",
+    "transformers.utils.logging:set_tqdm_hook": "hook",
+    # Python's own: the options that lm-eval's parsers know.
+    "argparse:_SubParsersAction": None,
     # Out of memory, as accelerate tells it.
     "accelerate.utils.memory:clear_device_cache": "",
     "accelerate.utils.memory:should_reduce_batch_size": "exception",
@@ -93,6 +99,8 @@ SEAMS: dict[str, str | None] = {
     "lm_eval.api.instance:Instance": "request_type, doc, arguments, idx",
     "lm_eval.api.metrics:mean": None,
     "lm_eval.api.task:ConfigurableTask.construct_requests": "self, doc, ctx, **kwargs",
+    "lm_eval.api:model": None,
+    "lm_eval.api:task": None,
     "lm_eval.api.task:ConfigurableTask": "config",
     "lm_eval.api.task:Task": None,
     "lm_eval.tasks._factory:TaskFactory": "meta",
@@ -111,6 +119,14 @@ SEAMS: dict[str, str | None] = {
     "lm_eval.defaults:DEFAULT_OTHER_SEED": None,
     "lm_eval.loggers:EvaluationTracker": "output_path",
     "lm_eval.loggers.utils:get_git_commit_hash": "",
+    "lm_eval.loggers.utils:get_commit_from_path": "repo_path",
+    "lm_eval.loggers.utils:add_env_info": "storage",
+    "lm_eval.loggers.evaluation_tracker:GeneralConfigTracker._get_model_name": "model_args",
+    "lm_eval.evaluator_utils:EvalAcc": "groups",
+    "lm_eval.evaluator_utils:EvalAcc._to_eval_results": "self",
+    "lm_eval.evaluator_utils:aggregate_groups": "results",
+    "lm_eval.config.evaluate_config:DICT_KEYS": None,
+    "lm_eval.utils:sanitize_model_name": "model_name",
     "lm_eval.utils:get_rolling_token_windows": "token_list, prefix_token, max_seq_len, context_len",
     "lm_eval.utils:make_disjoint_window": "pair",
     "lm_eval.utils:handle_non_serializable": "o",
@@ -128,6 +144,17 @@ OPERATORS = {
         "Tensor query, Tensor key, Tensor value, float dropout_p=0., bool is_causal=False, "
         "bool return_debug_mask=False, *, float? scale=None) -> (Tensor output, Tensor logsumexp, "
     ),
+    "_scaled_dot_product_efficient_attention": (
+        "Tensor query, Tensor key, Tensor value, Tensor? attn_bias, bool compute_log_sumexp, float dropout_p=0., "
+        "bool is_causal=False, *, float? scale=None) -> (Tensor output, Tensor log_sumexp, "
+    ),
+    "_local_scalar_dense": "Tensor self) -> Scalar",
+}
+# Of objects rather than of their classes.
+OF_OBJECTS = {
+    "_actions": argparse.ArgumentParser(),
+    "_option_string_actions": argparse.ArgumentParser(),
+    "_schema": torch.ops.aten.mm.default,
 }
 REMOTE = ("_get_interleave",)  # of Baichuan's own code, which comes with its weights
 
@@ -156,6 +183,11 @@ def test_it_takes_what_we_give(seam):
     empty, named = inspect.Parameter.empty, (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     needed = [name for name, one in parameters.items() if one.default is empty and one.kind in named]
     assert set(needed) <= set(names) or "*" in given, f"{seam} needs more than {given}"  # the others are handed on
+
+
+@pytest.mark.parametrize("name", OF_OBJECTS)
+def test_objects_have_it(name):
+    assert hasattr(OF_OBJECTS[name], name)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -210,7 +242,8 @@ def test_every_private_name_of_others_is_named_here():
                 pass
             case ast.Attribute(attr=name) if name.startswith("_") and not name.startswith("__"):
                 used.add(name)
-    named = {name for seam in SEAMS for name in seam.partition(":")[2].split(".")} | set(OPERATORS) | set(REMOTE)
+    named = {name for seam in SEAMS for name in seam.partition(":")[2].split(".")} | set(OPERATORS)
+    named |= {*OF_OBJECTS, *REMOTE}
     assert not used - own - named - {"_orig_mod", "_mesa_handle"}
 
 
