@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PrivateAttr, fie
 
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.generation_settings import check_generation
-from mesa_lm.methods.registry import make_method
+from mesa_lm.methods.registry import available_methods, make_method, parameter_names
 
 # Of what can be asked for: documents are built before anything runs, and a slip must not fill the memory.
 LONGEST = 2**24
@@ -35,6 +35,15 @@ class ModelEntry(Section):
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     args: dict[str, Any] = Field({}, description="other arguments of mesa-hf, such as parallelize")
+
+    @field_validator("args")
+    @classmethod
+    def _none_of_a_method(cls, args: dict[str, Any]) -> dict[str, Any]:
+        # A worker changes the method of its model: they would hold for the first one alone.
+        owned = {name for kind in available_methods().values() for name in parameter_names(kind)} | {"method"}
+        if wrong := sorted(owned & set(args)):
+            raise ValueError(f"{', '.join(wrong)} belongs to a method; give it in the entry of methods")
+        return args
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -24,14 +24,6 @@ def load(folder: Path, text: str, *overrides: str) -> settings.Sweep:
     return load_sweep(path, overrides)
 
 
-@pytest.mark.parametrize("name", ["demo", "nightly", "paper"])
-def test_the_sweep_files_that_ship_are_valid(name, monkeypatch):
-    monkeypatch.setenv("MESA_OUT", "/some/where")
-    sweep = load_sweep(Path(settings.__file__).parent / f"{name}.yaml")
-    assert sweep.name == name
-    assert {"origin", "mesa"} <= {choice.method for choice in sweep.methods}
-
-
 @pytest.mark.parametrize(
     ("out", "group", "found"),
     [
@@ -186,6 +178,10 @@ def test_wrong_settings(text, message, tmp_path):
         ("workers: {cpus: .inf}", "workers.cpus: must be a finite number, found inf"),
         ("seed: 1.5", "seed: must be a whole number, found 1.5"),
         ("models: 3", "models: must be a list, found 3"),
+        (
+            "models: [{args: {train_length: 100}}]",
+            "models.0.args: train_length belongs to a method; give it in the entry of methods, found",
+        ),
         ("models: [3]", "models.0: must be a mapping of settings, found 3"),
     ],
 )
