@@ -1,13 +1,14 @@
 """The Mesa paper's figures over input length in its form: a panel per model, and its own numbers where known."""
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter, StrMethodFormatter
 
 from mesa_lm.errors import UsageError
 from mesa_lm.lengths import length_label
@@ -27,6 +28,7 @@ from mesa_lm.reporting.paper_numbers import PaperNumbers
 from mesa_lm.reporting.results import Results
 
 PANEL_WIDTH, PANEL_HEIGHT, ACROSS = 3.4, 2.5, 3  # inches, and panels side by side
+MOST_TICKS = 5  # of a panel's length axis
 
 
 class FigureForm(NamedTuple):
@@ -79,8 +81,10 @@ def paper_figure(exhibit: str, results: Results, numbers: PaperNumbers) -> Figur
     figure = Figure(figsize=(max(2, across) * PANEL_WIDTH, down * PANEL_HEIGHT))
     legend: dict[str, Artist] = {}
     known = 0
-    for place, (model, metric) in enumerate(panels):
-        axes = figure.add_subplot(down, across, place + 1)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (model, metric) in zip(grid.flat, panels, strict=False):
         points = table[(table.model == model) & (table.metric == metric)]
         known += _fill_panel(axes, points, exhibit, numbers, legend)
         axes.set_title(names[model], fontsize="medium", color=MUTED, loc="left")
@@ -103,12 +107,15 @@ def _fill_panel(
     model, task, metric = points.iloc[0][["model", "task", "metric"]]
     scale = COSTS[metric].divisor if metric in COSTS else 1
     known = 0
-    for line in lines_of(points):
+    lines = lines_of(points)
+    bare = Counter(line.label.partition(" (")[0] for line in lines)
+    for line in lines:
         own = line.points
         (drawn,) = axes.plot(
             own.length, own.value / scale, linewidth=1.6, markersize=4, clip_on=False, **line.look.style
         )
-        legend.setdefault(line.label, drawn)
+        name = line.label.partition(" (")[0]
+        legend.setdefault(name if bare[name] == 1 else line.label, drawn)  # parameters that follow T are one entry
         if own.low.notna().all():
             axes.fill_between(
                 own.length, own.low / scale, own.high / scale, color=line.look.colour, alpha=0.12, linewidth=0
@@ -116,11 +123,13 @@ def _fill_panel(
         said = {n: numbers.value(model, str(own.method.iloc[0]), task, str(n), metric) for n in own.length}
         theirs = {length: value / scale for length, value in said.items() if value is not None}
         known += len(theirs)
-        axes.plot(list(theirs), list(theirs.values()), "x", color=line.look.colour, markersize=8, clip_on=False)
+        if theirs:  # nothing has no place, which the layout needs
+            axes.plot(list(theirs), list(theirs.values()), "x", color=line.look.colour, markersize=8, clip_on=False)
     for length in set(points.train_length.dropna()):
         axes.axvline(length, color=MUTED, linestyle=":", linewidth=1.4, zorder=1)
     axes.set_ylabel(METRIC_LABELS.get(metric, metric))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    step = 1024 * 2 ** math.ceil(math.log2(max(points.length.max() / 1024 / MOST_TICKS, 1)))
+    axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.xaxis.set_major_formatter(
         lambda length, _: length_label(round(length)) if length % 1024 == 0 else f"{length:g}"
     )

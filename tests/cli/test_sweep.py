@@ -113,7 +113,8 @@ def test_a_model_stands_for_one_of_another_size_and_the_rest_is_named(path, tmp_
 
 def test_without_rates_no_time_is_claimed(path, tmp_path):
     assert "how long is not known: give --rates" in run("sweep", path, "--dry-run").stdout
-    assert run("sweep", path, "--rates", tmp_path).exit_code == 2
+    wrong = in_process("sweep", path, "--rates", tmp_path)
+    assert wrong.returncode == 2 and "--rates and --tokens-per-s go with --dry-run" in wrong.stderr
     bench_file(tmp_path / "bench", "demo", "mesa", {256: 1.0})
     done = in_process("sweep", path, "--dry-run", "--rates", tmp_path / "bench")
     assert done.returncode == 2 and "was measured at one length; growth takes two or more" in done.stderr
