@@ -16,7 +16,7 @@ NOT_AVAILABLE = "not available"
 BUCKETS = (("4-8k", 4000, 8000), ("8k+", 8000, float("inf")))
 
 
-class Cell(NamedTuple):
+class PaperCell(NamedTuple):
     """Say what a number is of.
 
     Attributes:
@@ -65,7 +65,7 @@ def paper_table(exhibit: str, files: Iterable[ResultsFile], numbers: PaperNumber
     """
     form = TABLES[exhibit]
     read = {"table-3": _longbench, "figure-10": _ruler}.get(exhibit, _by_length)
-    found: dict[tuple[str, str], dict[Cell, float]] = {}
+    found: dict[tuple[str, str], dict[PaperCell, float]] = {}
     for file in files:
         values = dict(read(file, form.metrics))
         if values:
@@ -84,8 +84,8 @@ def paper_table(exhibit: str, files: Iterable[ResultsFile], numbers: PaperNumber
 
 
 def _texts(
-    values: Mapping[Cell, float | None],
-    cells: Sequence[Cell],
+    values: Mapping[PaperCell, float | None],
+    cells: Sequence[PaperCell],
     columns: Sequence[str],
     metrics: Sequence[str],
     lacking: str,
@@ -100,18 +100,18 @@ def _texts(
             yield lacking
 
 
-def _order(cell: Cell) -> tuple[str, int, str, str]:
+def _order(cell: PaperCell) -> tuple[str, int, str, str]:
     return cell.task, int(cell.length) if cell.length.isdecimal() else 0, cell.length, cell.metric
 
 
-def _by_length(file: ResultsFile, metrics: Sequence[str]) -> Iterator[tuple[Cell, float]]:
+def _by_length(file: ResultsFile, metrics: Sequence[str]) -> Iterator[tuple[PaperCell, float]]:
     """Yield the metrics of GovReport at each length."""
     for one in file.measurements():
         if one.task == "govreport_long" and one.metric in metrics:
-            yield Cell(length_label(one.length), one.task, str(one.length), one.metric), one.value
+            yield PaperCell(length_label(one.length), one.task, str(one.length), one.metric), one.value
 
 
-def _ruler(file: ResultsFile, metrics: Sequence[str]) -> Iterator[tuple[Cell, float]]:
+def _ruler(file: ResultsFile, metrics: Sequence[str]) -> Iterator[tuple[PaperCell, float]]:
     """Yield the mean over the tasks of single keys at each length; RULER names its metrics by lengths, -1 is none."""
     found: dict[int, list[float]] = {}
     for name, scores in file.content["results"].items():
@@ -120,10 +120,10 @@ def _ruler(file: ResultsFile, metrics: Sequence[str]) -> Iterator[tuple[Cell, fl
             if length.isdecimal() and isinstance(value, int | float) and value != -1:
                 found.setdefault(int(length), []).append(float(value))
     for length, values in found.items():
-        yield Cell(length_label(length), "niah_single", str(length), metrics[0]), fmean(values)
+        yield PaperCell(length_label(length), "niah_single", str(length), metrics[0]), fmean(values)
 
 
-def _longbench(file: ResultsFile, metrics: Sequence[str]) -> Iterator[tuple[Cell, float]]:
+def _longbench(file: ResultsFile, metrics: Sequence[str]) -> Iterator[tuple[PaperCell, float]]:
     """Yield the mean score of each of LongBench's tasks by length of the input, from its samples."""
     stamp = file.path.stem.removeprefix("results_")
     for name in file.content["results"]:
@@ -134,7 +134,7 @@ def _longbench(file: ResultsFile, metrics: Sequence[str]) -> Iterator[tuple[Cell
         for bucket, low, high in BUCKETS:
             values = [score for length, score in scored if low <= length < high]
             if values:
-                yield Cell(f"{task} {bucket}", task, bucket, metrics[0]), fmean(values)
+                yield PaperCell(f"{task} {bucket}", task, bucket, metrics[0]), fmean(values)
 
 
 def _lengths_and_scores(path: Path, metric: str) -> Iterator[tuple[int, float]]:
