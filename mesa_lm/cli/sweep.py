@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ from mesa_lm.lengths import length_label
 
 if TYPE_CHECKING:
     from mesa_lm.pipelines.estimate import Rates
+    from mesa_lm.pipelines.live_tracking import LiveTracking
     from mesa_lm.pipelines.outcome import Outcome
     from mesa_lm.pipelines.settings import Sweep
     from mesa_lm.pipelines.shards import Shard
@@ -82,16 +84,9 @@ def evaluate(settings: Sweep, address: str | None) -> bool:
         Whether something failed.
     """
     with pipelines_needed():
-        from mesa_lm.pipelines.live_tracking import LiveTracking, settled_mode
         from mesa_lm.pipelines.run import run_sweep
         from mesa_lm.pipelines.store import Store
-        from mesa_lm.pipelines.tracking import Target, log_results
-    live = None
-    if settings.wandb is not None:
-        where = settings.wandb.model_dump()
-        group = where.pop("group") or settings.name
-        target = Target(group=group, folder=settings.out.absolute() / "tracking", **where)
-        live = LiveTracking(target) if target.resolved_mode != "disabled" else None
+    live = _live_tracking(settings)
     try:
         outcome = run_sweep(settings, address, live=live)
     except KeyboardInterrupt:
@@ -105,11 +100,30 @@ def evaluate(settings: Sweep, address: str | None) -> bool:
         if live is not None:
             live.close()
     if live is not None and outcome.results:
+        from mesa_lm.pipelines.live_tracking import settled_mode
+        from mesa_lm.pipelines.tracking import log_results
+
         # Whatever became of W&B meanwhile, the sweep's end does not wait for it.
         mode = settled_mode(live.target)
         log_results([settings.out / "results"], replace(live.target, mode=mode))
     _print_outcome(settings, outcome)
     return bool(outcome.failed or outcome.unwritten)
+
+
+def _live_tracking(settings: Sweep) -> LiveTracking | None:
+    """Begin to log a sweep to W&B where its file says so; without the client it runs all the same."""
+    if settings.wandb is None:
+        return None
+    if find_spec("wandb") is None:
+        print("W&B's client is not installed (pip install wandb): results are on disk alone", file=sys.stderr)
+        return None
+    from mesa_lm.pipelines.live_tracking import LiveTracking
+    from mesa_lm.pipelines.tracking import Target
+
+    where = settings.wandb.model_dump()
+    group = where.pop("group") or settings.name
+    target = Target(group=group, folder=settings.out.absolute() / "tracking", **where)
+    return LiveTracking(target) if target.resolved_mode != "disabled" else None
 
 
 def _print_outcome(settings: Sweep, outcome: Outcome) -> None:

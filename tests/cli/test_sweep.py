@@ -1,6 +1,7 @@
 """The command `mesa-lm sweep`: what it prints, and its exit status."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mesa_lm.demo import MODEL_PATH
 from mesa_lm.lengths import length_label
 
 pytest.importorskip("ray")
+from mesa_lm.cli import sweep as command
 from mesa_lm.pipelines import run as run_module
 from mesa_lm.pipelines import tracking
 from mesa_lm.pipelines.outcome import Outcome
@@ -155,6 +157,15 @@ def test_out_and_set_replace_settings_and_results_are_tracked(path, monkeypatch,
     (((results,), target),) = tracked
     assert results == other / "results"
     assert (target.project, target.group, target.folder, target.mode) == ("p", "small", other / "tracking", "offline")
+
+
+def test_without_the_client_of_wandb_a_sweep_runs_all_the_same(path, monkeypatch):
+    finishes(monkeypatch, Outcome(done=1, results=[Path("a.json")]))
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "wandb" else pytest.fail(name))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    done = run("sweep", path, "--set", "wandb={project: p, mode: offline}")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "a.json")
+    assert done.stderr.startswith("W&B's client is not installed")
 
 
 def test_ctrl_c_says_what_is_kept(path, monkeypatch):
