@@ -135,7 +135,8 @@ def _fill_panel(
     )
     axes.set_xlabel("input length (tokens)")
     is_share = bool(points.is_share.all()) or metric == "acc"
-    axes.set_ylim((0, 1) if is_share else (0, None))
+    if is_share or metric in COSTS:
+        axes.set_ylim(0, 1 if is_share else None)
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %") if is_share else StrMethodFormatter("{x:g}"))
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
