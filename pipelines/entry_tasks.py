@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -52,16 +54,18 @@ class EntryTaskManager(TaskManager):
     depend on the others, and on random numbers that are drawn for one task after the other.
     """
 
-    def __init__(self, entry: TaskEntry, seed: int, **options: Any) -> None:
+    def __init__(
+        self, entry: TaskEntry, seed: int, model_args: Mapping[str, Any] = MappingProxyType({}), **options: Any
+    ) -> None:
         super().__init__(**options)
-        self._asked, self._seed = entry, seed
+        self._asked, self._seed, self._model_args = entry, seed, model_args
         self._whole: Any = None
 
     @cached_property
     def chat(self) -> ChatTemplate:
         """The chat template of the entry's model, as `mesa-hf` would apply it."""
         with evaluated_model(None):  # the model is not loaded
-            return ChatTemplate(task_encoding({"pretrained": str(MODEL_PATH), **(self.metadata or {})}))
+            return ChatTemplate(task_encoding({"pretrained": str(MODEL_PATH), **self._model_args}))
 
     def _encoding(self) -> TextEncoding:
         """Return how the entry's model will be sent the prompts of its tasks."""
@@ -95,15 +99,20 @@ def entry_task_manager(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> Entr
 
     Always the same one, so that the documents are, too. They do not depend on the method.
     """
-    metadata = json.dumps({**model.arguments, **sweep.metadata(task)}, sort_keys=True, default=str)
+    described = (model.arguments, sweep.metadata(task))
+    arguments, options = (json.dumps(one, sort_keys=True, default=str) for one in described)
     folder = sweep.include_path and sweep.include_path.expanduser()
-    return _entry_task_manager(task.model_dump_json(), sweep.seed, folder, metadata)
+    return _entry_task_manager(task.model_dump_json(), sweep.seed, folder, arguments, options)
 
 
 @cache
-def _entry_task_manager(entry: str, seed: int, include_path: Path | None, metadata: str) -> EntryTaskManager:
+def _entry_task_manager(
+    entry: str, seed: int, include_path: Path | None, arguments: str, options: str
+) -> EntryTaskManager:
+    model_args = json.loads(arguments)
+    metadata = {**model_args, **json.loads(options)}
     asked = TaskEntry.model_validate_json(entry)
-    return EntryTaskManager(asked, seed, include_path=include_path, metadata=json.loads(metadata))
+    return EntryTaskManager(asked, seed, model_args, include_path=include_path, metadata=metadata)
 
 
 def forget_tasks() -> None:
