@@ -48,6 +48,7 @@ class _PlannedBand(NamedTuple):
         queries: Which of the new tokens it has.
         angles: Of their positions.
         keys: Range of keys that it has.
+        slots: Where these lie in the cache.
         moved: Those of them that are moved to where it scores them; None where none are.
         shift: By how much.
         goes_on: Keys are taken as the band before has left them; else as they are stored.
@@ -57,6 +58,7 @@ class _PlannedBand(NamedTuple):
     queries: slice
     angles: Angles
     keys: slice
+    slots: slice
     moved: slice | None
     shift: Angles | None
     goes_on: bool
@@ -108,12 +110,17 @@ class _RowRun:
                 queries,
                 self._encoding.angles(band.query_position[None]),
                 keys,
+                self._slots(keys),
                 moved,
                 None if moved is None else self._encoding.shift(distance[moved][None]),
                 goes_on,
                 [part._replace(key=part.key - keys.start) for part in parts],
             )
             before, places = (keys, wanted) if moved is not None else (slice(0, 0), wanted)
+
+    def _slots(self, keys: slice) -> slice:
+        start = self._cache.slot(self._cached.start, keys.start)
+        return slice(start, start + keys.stop - keys.start)
 
     def _column(self, scale: Tensor | None) -> Tensor | None:
         if scale is None or bool((scale == 1).all()):
@@ -125,19 +132,18 @@ class _RowRun:
         stored = rotate(key, self._key_angles)
         if self._key_scale is not None:
             stored = multiply(stored, self._key_scale, self._spared)
-        self._cache.write(layer, self._cached, self._past, stored, value)
+        all_keys, all_values = self._cache.append(layer, self._cached, stored, value)
         if self._query_scale is not None:
             query = multiply(query, self._query_scale, self._spared)
-        all_keys, all_values = self._cache.seen(layer, self._cached, self._past + self._new)
         keys, sums = all_keys, list[Sum]()
         for band in self._bands:
             if band.goes_on:
                 assert band.moved is not None and band.shift is not None
                 keys[:, :, band.moved] = rotate(keys[:, :, band.moved], band.shift)
             else:
-                keys = all_keys[:, :, band.keys]
+                keys = all_keys[:, :, band.slots]
                 keys = keys if band.shift is None else rotate(keys, band.shift)
-            values, rotated = all_values[:, :, band.keys], rotate(query[:, :, band.queries], band.angles)
+            values, rotated = all_values[:, :, band.slots], rotate(query[:, :, band.queries], band.angles)
             if not sums or self._rounds_merge:
                 sums.append(Sum(query))
             for part in band.parts:
