@@ -82,8 +82,8 @@ class WovenCache:
         """
         woven = cls(len(columns), kept)
         woven.columns = int(cache.get_seq_length())
-        for row, kept in zip(woven.rows, columns, strict=True):
-            row.length = row.prompt_len = len(kept)
+        for row, own in zip(woven.rows, columns, strict=True):
+            row.length = row.prompt_len = len(own)
         longest = max(row.length for row in woven.rows)
         for index, layer in enumerate(cache.layers):
             # Layers of a static cache have room for more.
@@ -94,23 +94,23 @@ class WovenCache:
             window = layers.of(index).window
             # A sliding layer may have dropped what none of its later queries sees.
             dropped = 0 if keys is None else woven.columns - keys.shape[2]
-            unseen = [0 if window is None else max(0, len(kept) - window + 1) for kept in columns]
+            unseen = [0 if window is None else max(0, len(own) - window + 1) for own in columns]
             needed = min(
-                (int(kept[first]) for kept, first in zip(columns, unseen, strict=True) if first < len(kept)), default=0
+                (int(own[first]) for own, first in zip(columns, unseen, strict=True) if first < len(own)), default=0
             )
             if keys is None or values is None or not 0 <= dropped <= needed:
                 raise ModelError(f"a {type(layer).__name__} of layer {index} does not hold every token's keys")
-            for batch, kept in enumerate(columns):
-                slot = torch.arange(unseen[batch], len(kept))
-                held = (kept[slot] - dropped).to(keys.device)
+            for batch, own in enumerate(columns):
+                slot = torch.arange(unseen[batch], len(own))
+                held = (own[slot] - dropped).to(keys.device)
                 key, value = layers.of(index).encoding.enter_cached(
                     keys[batch : batch + 1].index_select(2, held),
                     values[batch : batch + 1].index_select(2, held),
                     slot,
                 )
                 woven._reserve(index, longest, key)
-                woven.keys[index][batch, :, unseen[batch] : len(kept)] = key[0]
-                woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
+                woven.keys[index][batch, :, unseen[batch] : len(own)] = key[0]
+                woven.values[index][batch, :, unseen[batch] : len(own)] = value[0]
         return woven
 
     def plan_dropping(self, batch: int, count: int, croppable: int) -> None:

@@ -125,7 +125,7 @@ def test_cropping_further_is_refused_by_name(name):
     with torch.no_grad(), mesa_lm.extrapolate(model, name, **SHORT[name]):
         cache = model(ids[None, :60], use_cache=True).past_key_values
         expected = decode(model, ids[:62], 58)[58:]
-        with pytest.raises(UsageError, match="can be cropped by 2 tokens, .* found 3"):
+        with pytest.raises(UsageError, match="can be cropped by 2 tokens, found 3"):
             cache.crop(-3)
         cache.crop(-2)
         found = [model(token.view(1, 1), past_key_values=cache).logits[0] for token in ids[58:62]]
