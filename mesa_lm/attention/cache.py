@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from mesa_lm.attention.encoding import rotate
+from mesa_lm.attention.encoding import rotate_unrounded
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.methods.geometry import Kept
@@ -185,6 +185,22 @@ class WovenCache:
         self.keys[layer][rows, :, start:end] = key
         self.values[layer][rows, :, start:end] = value
 
+    def write_chunks(self, layer: int, batch: int, start: int, key: Tensor, value: Tensor) -> None:
+        """Store keys and values of consecutive chunks of a row.
+
+        Args:
+            layer: Layer index.
+            batch: Row.
+            start: Slot of the first token.
+            key: (chunks, num_kv_heads, width, head_dim), rotated, in any dtype.
+            value: Like key, in the cache's dtype.
+        """
+        chunks, _, width, _ = key.shape
+        end = start + chunks * width
+        self._reserve(layer, max(end, self.rows[batch].prompt_len), value)
+        for buffer, states in ((self.keys[layer], key), (self.values[layer], value)):
+            buffer[batch, :, start:end].unflatten(1, (chunks, width)).copy_(states.transpose(0, 1))
+
     def seen(self, layer: int, rows: slice, count: int) -> tuple[Tensor, Tensor]:
         """Return views of the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim)."""
         return self.keys[layer][rows, :, :count], self.values[layer][rows, :, :count]
@@ -245,7 +261,7 @@ class WovenCache:
             angles = group.encoding.shift(distance[None])
             for layer in members:
                 kept = self.keys[layer][batch : batch + 1, :, : len(distance)]
-                kept.copy_(rotate(kept.to(angles.cos.dtype), angles))
+                kept.copy_(rotate_unrounded(kept, angles))
 
     def evict(self, batch: int, dropped: range, layers: Layers) -> None:
         """Drop tokens of a row that are stored at linear positions; those after them close up, in slot and position.
@@ -260,8 +276,8 @@ class WovenCache:
         for layer, keys in self.keys.items():
             values, encoding = self.values[layer], layers.of(layer).encoding
             angles = encoding.shift(torch.full((1, kept), 0 if encoding.follows_length else -len(dropped)))
-            moved = keys[batch : batch + 1, :, dropped.stop : row.length].to(angles.cos.dtype)
-            keys[batch : batch + 1, :, dropped.start : dropped.start + kept] = rotate(moved, angles).to(keys.dtype)
+            moved = rotate_unrounded(keys[batch : batch + 1, :, dropped.stop : row.length], angles)
+            keys[batch : batch + 1, :, dropped.start : dropped.start + kept] = moved
             values[batch, :, dropped.start : dropped.start + kept] = values[batch, :, dropped.stop : row.length].clone()
         row.length -= len(dropped)
 

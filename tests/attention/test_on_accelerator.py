@@ -9,9 +9,8 @@ from tiny_models import tiny_model
 
 import mesa_lm
 
-# Angles of keys that change with every token; which keys stand one step nearer.
-COPIES = {"dynamic_ntk": 3, "stair": 2}
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.04}
+# Of 16 bits: how far logits may be from those in float64, against how far the CPU's are from them.
+FARTHER = 1.1
 
 
 def run(model, name, prompt, tokens, stand_in=None):
@@ -27,19 +26,29 @@ def run(model, name, prompt, tokens, stand_in=None):
     return [on_host(one).float() for one in logits], taken
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def error(logits, exact):
+    """Root mean square of the differences."""
+    return torch.cat([(one - other).flatten() for one, other in zip(logits, exact, strict=True)]).square().mean().sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_those_of_the_cpu(name, dtype):
     model, ids = tiny_model().to(dtype), random_ids(153)
     prompt, tokens = ids[None, :150], [token.view(1, 1) for token in ids[150:]]
     expected, _ = run(model, name, prompt, tokens)
-    there = on_device(tiny_model().to(dtype))
     with StandIn() as stand_in:
-        found, taken = run(there, name, OnDevice(prompt), [OnDevice(token) for token in tokens], stand_in)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=TOLERANCE[dtype], rtol=0)
+        found, taken = run(
+            on_device(tiny_model().to(dtype)), name, OnDevice(prompt), [OnDevice(token) for token in tokens], stand_in
+        )
+    if dtype == torch.float32:
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    else:
+        exact, _ = run(model.double(), name, prompt, tokens)
+        assert error(found, exact) <= FARTHER * error(expected, exact)
     assert taken.get("waits", 0) == 0
-    assert taken.get("copies", 0) <= COPIES.get(name, 1)
+    assert taken.get("copies", 0) <= 1
     if name not in ("linear", "ntk", "yarn"):
         assert stand_in.counts["efficient" if dtype == torch.float32 else "flash"] > 0
 
