@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 
 from mesa_lm.attention.encoding import rotate
 from mesa_lm.attention.layer_groups import Layers
+from mesa_lm.attention.ranks import Ranks
 from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.methods.weaves import Placement
 
@@ -21,22 +22,55 @@ class CachedRow:
         prompt_len: Length of its prompt in tokens.
         weave: Positions at which its keys are stored; None is linear.
         recent_len: Length up to which the buffers of recent keys follow it; -1: they do not.
+        room: Tokens of its prompt that are held, for which the first write makes room.
+        held: Ranges of its tokens that this process holds, in the order of their slots; None: all.
+        unseen: Its first slots that another process attends to.
     """
 
     length: int = 0
     prompt_len: int = 0
     weave: Placement | None = None
     recent_len: int = -1
+    room: int = 0
+    held: tuple[range, ...] | None = None
+    unseen: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Tokens that are held."""
+        return self.length if self.held is None else sum(map(len, self.held))
+
+    @property
+    def seen(self) -> int:
+        """Tokens that are held and attended to."""
+        return self.slots - self.unseen
+
+    def index(self) -> Tensor:
+        """Return (slots,) the indices of the tokens that are held."""
+        if self.held is None:
+            return torch.arange(self.length)
+        return torch.cat([torch.arange(0), *(torch.arange(span.start, span.stop) for span in self.held)])
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from an index on."""
+        self.length, self.recent_len = length, -1
+        if self.held is not None:
+            spans = (range(span.start, min(span.stop, length)) for span in self.held)
+            self.held = tuple(span for span in spans if span)
+            self.unseen = min(self.unseen, length)
 
 
 class WovenCache:
     """Keys and values of a batch of sequences of any lengths, without padding: token i of a row lies in slot i.
+
+    Where processes share prompts, each holds some tokens of a row, in the slots from 0 on in their order.
 
     transformers meets it as the content of a cache of its own, see `cache_layer`.
 
     Attributes:
         rows: State of each sequence.
         columns: Padded input columns consumed so far, which is what `generate` counts.
+        ranks: The processes that share the prompts; None: this one has them to itself.
         keys: Per layer (batch, num_kv_heads, capacity, head_dim), rotated to the position given by the row's weave.
         values: Per layer, like keys.
         recent_keys: Per layer the last keys at their true positions, where decoding needs them beside those that are
@@ -44,30 +78,35 @@ class WovenCache:
         recent_values: Per layer, like recent_keys.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self.rows = [CachedRow() for _ in range(batch_size)]
+    def __init__(self, batch_size: int, ranks: Ranks | None = None) -> None:
+        self.rows = [CachedRow(held=None if ranks is None else ()) for _ in range(batch_size)]
         self.columns = 0
+        self.ranks = ranks
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.recent_keys: dict[int, Tensor] = {}
         self.recent_values: dict[int, Tensor] = {}
 
     @classmethod
-    def from_rotated(cls, cache: Cache, columns: list[Tensor], layers: Layers) -> "WovenCache":
+    def from_rotated(
+        cls, cache: Cache, columns: list[Tensor], layers: Layers, ranks: Ranks | None = None
+    ) -> "WovenCache":
         """Take over a cache that the untouched model has filled at linear positions.
 
         Args:
             cache: Its keys are (batch, num_kv_heads, padded length, head_dim).
             columns: For every row the indices of its tokens among the padded ones.
             layers: The model's layers.
+            ranks: The processes that share the prompts, each of which has filled such a cache; None: there are none.
 
         Raises:
             ModelError: Its layers do not hold every token that will be seen, for example those of a quantised cache.
         """
-        woven = cls(len(columns))
+        woven = cls(len(columns), ranks)
         woven.columns = int(cache.get_seq_length())
-        for row, kept in zip(woven.rows, columns, strict=True):
-            row.length = row.prompt_len = len(kept)
+        for batch, kept in enumerate(columns):
+            woven.count(batch, 0, len(kept))
+            woven.rows[batch].prompt_len = len(kept)
         longest = max(row.length for row in woven.rows)
         for index, layer in enumerate(cache.layers):
             # Layers of a static cache have room for more.
@@ -97,6 +136,33 @@ class WovenCache:
                 woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
         return woven
 
+    def keeps(self, batch: int) -> bool:
+        """Tell whether this process keeps the keys and values of tokens that are appended to a row."""
+        length = self.rows[batch].length
+        return self.ranks is None or length == 0 or self.ranks.keeps(length)
+
+    def count(self, batch: int, start: int, new: int, is_kept: bool = True) -> None:
+        """Note that a row's next tokens have run, and whether this process has kept their keys and values.
+
+        What begins a row is kept by every process, and attended to by the first one.
+
+        Args:
+            batch: Row.
+            start: Index of the first new token.
+            new: Their number.
+            is_kept: As `keeps` has it; middle chunks are kept by the process that runs them.
+        """
+        row = self.rows[batch]
+        if row.held is not None and is_kept and new:
+            goes_on = bool(row.held) and row.held[-1].stop == start
+            span = range(row.held[-1].start if goes_on else start, start + new)
+            row.held = (*row.held[: len(row.held) - goes_on], span)
+        if start == 0 and self.ranks is not None and self.ranks.rank > 0:
+            row.unseen = new
+        row.length = start + new
+        if row.recent_len != row.length:
+            row.recent_len = -1
+
     def write(self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor) -> None:
         """Store keys and values of consecutive tokens of neighbouring rows.
 
@@ -108,13 +174,18 @@ class WovenCache:
             value: (rows, num_kv_heads, len, head_dim).
         """
         end = start + key.shape[2]
-        self._reserve(layer, max(end, *(row.prompt_len for row in self.rows[rows])), key)
+        self._reserve(layer, max(end, *(row.room for row in self.rows[rows])), key)
         self.keys[layer][rows, :, start:end] = key
         self.values[layer][rows, :, start:end] = value
 
     def seen(self, layer: int, rows: slice, count: int) -> tuple[Tensor, Tensor]:
-        """Return views of the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim)."""
-        return self.keys[layer][rows, :, :count], self.values[layer][rows, :, :count]
+        """Return views of the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim).
+
+        Those that another process attends to are left out.
+        """
+        first = self.rows[rows.start].unseen
+        seen = slice(first, first + count)
+        return self.keys[layer][rows, :, seen], self.values[layer][rows, :, seen]
 
     def recent(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Return the recent keys and values of neighbouring rows, in any order."""
@@ -149,13 +220,13 @@ class WovenCache:
             batch: Row.
             weave: The new positions.
             layers: The model's layers; those with a window of their own keep their keys' positions.
-            end: Move only the keys before this slot; None moves all of the row's.
+            end: Move only the keys before this index, which are held; None moves all that are held.
         """
         row = self.rows[batch]
         old, row.weave = row.weave, weave
         if weave.same_positions(old):
             return
-        index = torch.arange(row.length if end is None else end)
+        index = row.index() if end is None else torch.arange(end)
         self.move(batch, weave.position(index) - (index if old is None else old.position(index)), layers)
 
     def move(self, batch: int, distance: Tensor, layers: Layers) -> None:
@@ -163,7 +234,7 @@ class WovenCache:
 
         Args:
             batch: Row.
-            distance: (len,) new minus old position of each key.
+            distance: (len,) new minus old position of each key, in the order of their slots.
             layers: The model's layers; those with a window of their own keep their keys' positions.
         """
         for group, members in layers.members():
@@ -228,6 +299,5 @@ class WovenCache:
         if any(row.weave is not None or row.length != self.columns for row in self.rows):
             raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
         for row in self.rows:
-            row.length -= count
-            row.recent_len = -1
+            row.crop(row.length - count)
         self.columns -= count

@@ -89,7 +89,7 @@ class ChunkPass:
             chunks = slice(i * count, (i + 1) * count)
             # (count, num_kv_heads, width, head_dim) -> (1, num_kv_heads, count * width, head_dim)
             row_key, row_value = (states[chunks].transpose(0, 1).flatten(1, 2)[None] for states in (key, value))
-            self._cache.write(layer, slice(row, row + 1), self._block.start, row_key, row_value)
+            self._cache.write(layer, slice(row, row + 1), self._cache.rows[row].slots, row_key, row_value)
 
 
 class WindowedChunkPass:
@@ -143,6 +143,12 @@ class MiddleChunksPass(ModelPass):
             return self._whole[-1]
 
         super().__init__(layers, tokens, pass_of)
+        self._start = block.start
+
+    def finish(self) -> None:
+        """Count the chunks' tokens as cached, by the process that runs them."""
+        for row in self._tokens.rows:
+            self._tokens.cache.count(row, self._start, self._tokens.count)
 
     def states(self) -> list[ChunkStates]:
         """Return the keys and values of each chunk, after the last layer."""

@@ -51,17 +51,17 @@ class NewTokens:
             For each run its rows, counted within the pass.
         """
         kinds = kinds or [None] * len(self.rows)
-        marks = [(self.cache.rows[row].length, kinds[i], row - i) for i, row in enumerate(self.rows)]
+        marks = [
+            (self.cache.rows[row].length, self.cache.rows[row].held, kinds[i], row - i)
+            for i, row in enumerate(self.rows)
+        ]
         counts = [len(list(run)) for _, run in groupby(marks)]
         return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
     def count_as_cached(self) -> None:
         """Note that keys and values of the new tokens are in the cache."""
         for row in self.rows:
-            state = self.cache.rows[row]
-            state.length += self.count
-            if state.recent_len != state.length:
-                state.recent_len = -1
+            self.cache.count(row, self.cache.rows[row].length, self.count, self.cache.keeps(row))
 
 
 class GroupPass(Protocol):

@@ -159,6 +159,11 @@ class Method:
         """Whether the method is executed by its `bands`."""
         return type(self).bands is not Method.bands
 
+    @property
+    def cuts_prompts(self) -> bool:
+        """Whether the method cuts prompts into chunks, so that several processes can share one."""
+        return type(self).layout is not Method.layout
+
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any] | None:
         """Return the rope parameters to run with, merged into those of the model; None: the model's own.
 

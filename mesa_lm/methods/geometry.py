@@ -39,12 +39,23 @@ class Layout:
         """Index of the last chunk's first token."""
         return self.first + self.width * self.middle + self.narrow
 
-    def blocks(self, most_tokens: int) -> Iterator[Block]:
-        """Cut the middle chunks into blocks of at most that many tokens, but at least one chunk."""
-        per_block = max(1, most_tokens // max(1, self.width))
-        for chunk in range(0, self.middle, per_block):
-            yield Block(self.first + chunk * self.width, self.width, min(per_block, self.middle - chunk))
-        if self.narrow:
+    @property
+    def chunks(self) -> int:
+        """Number of middle chunks, the narrower one included."""
+        return self.middle + bool(self.narrow)
+
+    def blocks(self, most_tokens: int, own: range | None = None) -> Iterator[Block]:
+        """Cut the middle chunks into blocks of at most that many tokens, but at least one chunk.
+
+        Args:
+            most_tokens: See above.
+            own: Neighbouring chunks that are wanted; None: all.
+        """
+        own = range(self.chunks) if own is None else own
+        per_block, end = max(1, most_tokens // max(1, self.width)), min(own.stop, self.middle)
+        for chunk in range(own.start, end, per_block):
+            yield Block(self.first + chunk * self.width, self.width, min(per_block, end - chunk))
+        if self.narrow and self.middle in own:
             yield Block(self.last_start - self.narrow, self.narrow, 1)
 
 

@@ -111,3 +111,21 @@ def create(kind: type[Method], options: dict[str, Any]) -> Method:
         if option not in allowed:
             raise MethodError(unknown_name(f"parameter of method {name!r}", option, allowed))
     return kind(**options)
+
+
+def check_shares_prompts(method: Method, asked: str) -> None:
+    """Refuse a method whose prompts several processes cannot share.
+
+    Args:
+        method: The method.
+        asked: The option that asks for it.
+
+    Raises:
+        MethodError: It does not cut prompts into chunks.
+    """
+    if not method.cuts_prompts:
+        allowed = ", ".join(name for name, kind in available_methods().items() if kind.layout is not Method.layout)
+        raise MethodError(
+            f"{asked}: method {method.name!r} cannot share a prompt among processes, because it does not cut it into "
+            f"chunks (allowed: {allowed})"
+        )
