@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from mesa_lm.harness.batching import largest_batch, padded
+from mesa_lm.harness.gangs import GangHFLM
 from mesa_lm.harness.left_out_logs import left_out
 from mesa_lm.harness.lm_eval_caches import interruption_reported
 from mesa_lm.harness.progress_bar import RequestBar
@@ -24,7 +24,7 @@ UNLIMITED = 10**12
 CPU_BATCH_TOKENS = 16384
 
 
-class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
+class UncutHFLM(GangHFLM):
     """lm-eval's `hf` for inputs of any length.
 
     Attributes:
@@ -134,7 +134,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
     @contextmanager
     def _progress(self, what: str, count: int, disable: bool) -> Iterator[None]:
         """Show the bar, in one of several processes, and say at Ctrl-C what is kept."""
-        shown = self.bar.over(what, count, hidden=disable or self.rank != 0)
+        shown = self.bar.over(what, count, hidden=disable or self.rank != 0 or not self.writes)
         with shown, interruption_reported(self.cache_hook.dbdict):
             yield
 
