@@ -27,12 +27,22 @@ class Layout:
         width: Width of the middle chunks in tokens.
         middle: Number of middle chunks of that width.
         narrow: Width of one more, narrower middle chunk after them; 0 for none.
+        anchor: How many tokens of the first chunk every middle chunk sees; None: all.
+        numbers_anew: Whether middle chunks take the positions that follow the anchor's, wherever they stand; else
+            their true ones.
     """
 
     first: int
     width: int
     middle: int
     narrow: int = 0
+    anchor: int | None = None
+    numbers_anew: bool = True
+
+    @property
+    def seen(self) -> int:
+        """Tokens of the first chunk that every middle chunk sees."""
+        return self.first if self.anchor is None else self.anchor
 
     @property
     def last_start(self) -> int:

@@ -17,6 +17,7 @@ from mesa_lm.methods.rerope import ReRoPE
 from mesa_lm.methods.rope_scaling import LinearScaling, NTKScaling, YaRN
 from mesa_lm.methods.self_extend import SelfExtend
 from mesa_lm.methods.stair import StairPE
+from mesa_lm.methods.star import Star
 from mesa_lm.methods.streaming_llm import StreamingLLM
 
 # Classes of one name are variants of a method: the first is its default, the others are chosen by `variant`.
@@ -35,6 +36,7 @@ METHODS: tuple[type[Method], ...] = (
     NTKScaling,
     LinearScaling,
     YaRN,
+    Star,
 )
 
 
