@@ -74,6 +74,17 @@ def turns(group, model, method: str, options: dict, pieces: list):
     return torch.cat(found, dim=1)
 
 
+def cropped(group, model, method: str, options: dict, prompt: torch.Tensor, tried: torch.Tensor, then: torch.Tensor):
+    """Logits of what follows a prompt, after something else was tried and taken back."""
+    model = build(model)
+    with mesa_lm.extrapolate(model, method, process_group=group, **options), torch.no_grad():
+        cache = model(prompt[None], use_cache=True).past_key_values
+        for length in (len(tried), 3):
+            model(tried[None, :length], past_key_values=cache, use_cache=True)
+            cache.crop(-length)
+        return model(then[None], past_key_values=cache, use_cache=True).logits
+
+
 def refused(group, model, method: str, options: dict, row: torch.Tensor, differs: bool = False):
     """The error that a call ends in."""
     model = build(model)

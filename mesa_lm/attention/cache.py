@@ -71,6 +71,8 @@ class WovenCache:
         rows: State of each sequence.
         columns: Padded input columns consumed so far, which is what `generate` counts.
         ranks: The processes that share the prompts; None: this one has them to itself.
+        is_offloaded: Whether keys and values lie in the host's memory, and go to their layer's device when it runs.
+        devices: Per layer the device that it runs on.
         keys: Per layer (batch, num_kv_heads, capacity, head_dim), rotated to the position given by the row's weave.
         values: Per layer, like keys.
         recent_keys: Per layer the last keys at their true positions, where decoding needs them beside those that are
@@ -78,10 +80,11 @@ class WovenCache:
         recent_values: Per layer, like recent_keys.
     """
 
-    def __init__(self, batch_size: int, ranks: Ranks | None = None) -> None:
+    def __init__(self, batch_size: int, ranks: Ranks | None = None, is_offloaded: bool = False) -> None:
         self.rows = [CachedRow(held=None if ranks is None else ()) for _ in range(batch_size)]
         self.columns = 0
-        self.ranks = ranks
+        self.ranks, self.is_offloaded = ranks, is_offloaded
+        self.devices: dict[int, torch.device] = {}
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.recent_keys: dict[int, Tensor] = {}
@@ -89,7 +92,12 @@ class WovenCache:
 
     @classmethod
     def from_rotated(
-        cls, cache: Cache, columns: list[Tensor], layers: Layers, ranks: Ranks | None = None
+        cls,
+        cache: Cache,
+        columns: list[Tensor],
+        layers: Layers,
+        ranks: Ranks | None = None,
+        is_offloaded: bool = False,
     ) -> "WovenCache":
         """Take over a cache that the untouched model has filled at linear positions.
 
@@ -98,11 +106,12 @@ class WovenCache:
             columns: For every row the indices of its tokens among the padded ones.
             layers: The model's layers.
             ranks: The processes that share the prompts, each of which has filled such a cache; None: there are none.
+            is_offloaded: Whether to take it over into the host's memory.
 
         Raises:
             ModelError: Its layers do not hold every token that will be seen, for example those of a quantised cache.
         """
-        woven = cls(len(columns), ranks)
+        woven = cls(len(columns), ranks, is_offloaded)
         woven.columns = int(cache.get_seq_length())
         for batch, kept in enumerate(columns):
             woven.count(batch, 0, len(kept))
@@ -132,8 +141,8 @@ class WovenCache:
                     slot,
                 )
                 woven._reserve(index, longest, key)
-                woven.keys[index][batch, :, unseen[batch] : len(kept)] = key[0]
-                woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
+                for buffer, states in ((woven.keys[index], key), (woven.values[index], value)):
+                    buffer[batch, :, unseen[batch] : len(kept)] = states[0].to(buffer.device)
         return woven
 
     def keeps(self, batch: int) -> bool:
@@ -175,17 +184,26 @@ class WovenCache:
         """
         end = start + key.shape[2]
         self._reserve(layer, max(end, *(row.room for row in self.rows[rows])), key)
-        self.keys[layer][rows, :, start:end] = key
-        self.values[layer][rows, :, start:end] = value
+        for buffer, states in ((self.keys[layer], key), (self.values[layer], value)):
+            buffer[rows, :, start:end] = states.to(buffer.device)
 
     def seen(self, layer: int, rows: slice, count: int) -> tuple[Tensor, Tensor]:
-        """Return views of the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim).
+        """Return the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim).
 
-        Those that another process attends to are left out.
+        They are views, or copies where keys and values lie elsewhere than the layer. Those that another process attends
+        to are left out.
         """
         first = self.rows[rows.start].unseen
-        seen = slice(first, first + count)
-        return self.keys[layer][rows, :, seen], self.values[layer][rows, :, seen]
+        seen, device = slice(first, first + count), self.devices[layer]
+        # Whole rows go to the device: a part of each head would be gathered by the host first.
+        key, value = (buffers[layer][rows].to(device)[:, :, seen] for buffers in (self.keys, self.values))
+        return key, value
+
+    def beginning(self, layer: int, row: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the first tokens that a row holds, (1, num_kv_heads, count, head_dim)."""
+        device = self.devices[layer]
+        key, value = (buffers[layer][row : row + 1, :, :count].to(device) for buffers in (self.keys, self.values))
+        return key, value
 
     def recent(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Return the recent keys and values of neighbouring rows, in any order."""
@@ -243,7 +261,7 @@ class WovenCache:
             angles = group.encoding.shift(distance[None])
             for layer in members:
                 kept = self.keys[layer][batch : batch + 1, :, : len(distance)]
-                kept.copy_(rotate(kept.to(angles.cos.dtype), angles))
+                kept.copy_(rotate(kept.to(self.devices[layer], angles.cos.dtype), angles).to(kept.device))
 
     def evict(self, batch: int, dropped: range, layers: Layers) -> None:
         """Drop tokens of a row that are stored at linear positions; those after them close up, in slot and position.
@@ -266,17 +284,21 @@ class WovenCache:
     def _reserve(self, layer: int, length: int, like: Tensor) -> None:
         """Make room for `length` tokens per row; a growing buffer gets an eighth more than it needs.
 
-        Buffers follow the dtype and the device of what is written, which change with the model's or with autocast.
+        Buffers follow the dtype and, unless they are offloaded, the device of what is written, which change with the
+        model's or with autocast.
         """
-        old = self.keys.get(layer)
-        if old is not None and old.shape[2] >= length and (old.dtype, old.device) == (like.dtype, like.device):
+        old, self.devices[layer] = self.keys.get(layer), like.device
+        device = torch.device("cpu") if self.is_offloaded else like.device
+        if old is not None and old.shape[2] >= length and (old.dtype, old.device) == (like.dtype, device):
             return
         capacity = length + max(64, length // 8 if old is not None else 0)
         shape = (len(self.rows), like.shape[1], capacity, like.shape[3])
         for buffers in (self.keys, self.values):
-            grown = torch.empty(shape, dtype=like.dtype, device=like.device)
+            # Pinned memory is what a GPU copies from at full speed.
+            pinned = self.is_offloaded and torch.cuda.is_available()
+            grown = torch.empty(shape, dtype=like.dtype, device=device, pin_memory=pinned)
             if old is not None:
-                grown[:, :, : old.shape[2]] = buffers[layer]
+                grown[:, :, : old.shape[2]] = buffers[layer].to(device)
             buffers[layer] = grown
 
     def select(self, indices: Tensor) -> None:

@@ -3,6 +3,8 @@
 Rows are ordered by prompt, then by chunk.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -82,10 +84,8 @@ class ChunkPass:
         if self._run_angles is not None:
             query, key = rotate(query, self._run_angles), rotate(key, self._run_angles)
         own = attend(query, key, value, scoring, causal=True)
-        first_key, first_value = (
-            self._for_chunks([states[layer][row : row + 1, :, : self._seen] for row in self._rows])
-            for states in (self._cache.keys, self._cache.values)
-        )
+        beginnings = zip(*(self._cache.beginning(layer, row, self._seen) for row in self._rows), strict=True)
+        first_key, first_value = (self._for_chunks(states) for states in beginnings)
         if self._first_shift is not None:
             first_key = rotate(first_key, self._first_shift)
         return merge([attend(query, first_key, first_value, scoring, causal=False), own])
@@ -94,7 +94,7 @@ class ChunkPass:
         """Repeat the angles of the chunks for every prompt."""
         return Angles(*(table.repeat(len(self._rows), 1, 1) for table in angles))
 
-    def _for_chunks(self, states: list[Tensor]) -> Tensor:
+    def _for_chunks(self, states: Sequence[Tensor]) -> Tensor:
         """Repeat (1, num_kv_heads, len, head_dim) of each prompt for its chunks."""
         repeated = [own.expand(self._block.chunks, -1, -1, -1) for own in states]
         return repeated[0] if len(repeated) == 1 else torch.cat(repeated)

@@ -64,6 +64,7 @@ class PassPlan:
         layers: Layers,
         store: ChunkStore | None = None,
         ranks: Ranks | None = None,
+        is_offloaded: bool = False,
     ) -> None:
         """Look at the call; nothing is computed yet.
 
@@ -74,12 +75,13 @@ class PassPlan:
             layers: The model's layers.
             store: Of middle chunks that prompts may share; None: none.
             ranks: The processes that share the prompts; None: there are none.
+            is_offloaded: Whether a new cache lies in the host's memory.
 
         Raises:
             ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
         """
         self._columns = call.columns()
-        self.cache = _cache_of(call, method, layers, ranks)
+        self.cache = _cache_of(call, method, layers, ranks, is_offloaded)
         self._ranks, self.is_scattered = ranks, False
         self.ran_alone = torch.zeros(call.batch, call.new, dtype=torch.bool)
         self._call, self._wanted, self._method, self._layers = call, wanted, method, layers
@@ -208,10 +210,10 @@ class PassPlan:
         ]
 
 
-def _cache_of(call: ForwardCall, method: Method, layers: Layers, ranks: Ranks | None) -> WovenCache:
+def _cache_of(call: ForwardCall, method: Method, layers: Layers, ranks: Ranks | None, is_offloaded: bool) -> WovenCache:
     """Return the cache that a call goes on with: the one it brings, made ours if the untouched model filled it."""
     if call.past == 0:
-        return WovenCache(call.batch, ranks)
+        return WovenCache(call.batch, ranks, is_offloaded)
     held = woven_layer(call.cache)
     if held is not None:
         if len(held.woven.rows) != call.batch:
@@ -227,7 +229,7 @@ def _cache_of(call: ForwardCall, method: Method, layers: Layers, ranks: Ranks | 
             f"the cache holds {longest} tokens that were not run under method {method.name!r}, which does not leave "
             "so many alone; begin with a new cache"
         )
-    cache = WovenCache.from_rotated(call.cache, cached, layers, ranks)
+    cache = WovenCache.from_rotated(call.cache, cached, layers, ranks, is_offloaded)
     if method.has_bands:
         for batch, row in enumerate(cache.rows):
             index = torch.arange(row.length)

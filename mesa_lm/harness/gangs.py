@@ -14,7 +14,7 @@ from mesa_lm.errors import UsageError
 from mesa_lm.harness.lm_eval_caches import copy_in_memory
 from mesa_lm.harness.task_options import is_count
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.registry import check_shares_prompts
+from mesa_lm.methods.registry import check_cuts_prompts
 
 # How long a process waits for another one's part of a prompt. One that has ended is noticed at once.
 PATIENCE = timedelta(minutes=30)
@@ -107,7 +107,7 @@ def check_gang(size: object, method: Method, arguments: Mapping[str, Any]) -> No
     assert isinstance(size, int)
     if size == 1:
         return
-    check_shares_prompts(method, f"cp_size={size}")
+    check_cuts_prompts(method, f"cp_size={size}")
     there = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     if there % size:
         raise UsageError(

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.registry import model_registry
@@ -73,6 +73,7 @@ class MesaHFLM(ScoringHFLM):
         method: str = "mesa",
         chunk_store_gib: float | None = None,
         cp_size: int = 1,
+        cache: Literal["offloaded"] | None = None,
         **kwargs: Any,
     ) -> None:
         """Load a model and attach a method to it.
@@ -83,6 +84,7 @@ class MesaHFLM(ScoringHFLM):
             chunk_store_gib: Memory for middle chunks that requests share, in GiB, 0 for none; None: up to an eighth
                 of what is free.
             cp_size: Processes that share each prompt, for methods that cut prompts into chunks.
+            cache: As for `extrapolate`.
             **kwargs: The method's parameters, and everything that `hf` accepts.
 
         Raises:
@@ -111,7 +113,7 @@ class MesaHFLM(ScoringHFLM):
             raise ModelError("quantization_config works while weights are loaded; the given model is loaded already")
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
-        self._store_gib = chunk_store_gib
+        self._store_gib, self._cache_place = chunk_store_gib, cache
         self.handle: Handle | None = None
         super().__init__(pretrained=pretrained, **others)
         self.join_gang(cp_size)
@@ -145,7 +147,7 @@ class MesaHFLM(ScoringHFLM):
         base = getattr(self.model, "get_base_model", lambda: self.model)()
         if isinstance(method, Origin) and not isinstance(base, PreTrainedModel):
             return None
-        return extrapolate(self.model, method, process_group=self.gang)
+        return extrapolate(self.model, method, process_group=self.gang, cache=self._cache_place)
 
     def _adopt(self, method: Method, handle: Handle | None) -> None:
         """Answer requests with a method that has been attached."""
@@ -156,7 +158,7 @@ class MesaHFLM(ScoringHFLM):
         free = free_bytes(self.model.device) // 8 // (self.gang_size if self.model.device.type == "cpu" else 1)
         store = free if self._store_gib is None else int(self._store_gib * 2**30)
         handle.reuse_chunks(store)
-        handle.on_pass = self.bar.note_pass
+        handle.on_pass = lambda tokens: self.bar.note_pass(tokens * self.gang_size)  # the others run as many
         # `hf` gives every request a call of its own, and so do all methods within the training length.
         if handle.keeps_beginnings and not self.stock_calls and self.gang is None:
             self.share_beyond = self._describe()["train_length"]

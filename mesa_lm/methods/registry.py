@@ -115,12 +115,12 @@ def create(kind: type[Method], options: dict[str, Any]) -> Method:
     return kind(**options)
 
 
-def check_shares_prompts(method: Method, asked: str) -> None:
-    """Refuse a method whose prompts several processes cannot share.
+def check_cuts_prompts(method: Method, asked: str) -> None:
+    """Refuse a method for what is made for chunks of prompts.
 
     Args:
         method: The method.
-        asked: The option that asks for it.
+        asked: The option that needs chunks.
 
     Raises:
         MethodError: It does not cut prompts into chunks.
@@ -128,6 +128,5 @@ def check_shares_prompts(method: Method, asked: str) -> None:
     if not method.cuts_prompts:
         allowed = ", ".join(name for name, kind in available_methods().items() if kind.layout is not Method.layout)
         raise MethodError(
-            f"{asked}: method {method.name!r} cannot share a prompt among processes, because it does not cut it into "
-            f"chunks (allowed: {allowed})"
+            f"{asked} is for methods that cut prompts into chunks, which {method.name!r} does not (allowed: {allowed})"
         )

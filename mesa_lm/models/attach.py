@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ from mesa_lm.models.handle import Handle, refuse_second
 from mesa_lm.models.inspection import attention_modules, known_train_length, layers_of
 from mesa_lm.models.pass_runner import PassRunner, autocast_dtype
 from mesa_lm.models.process_groups import ranks_of, refuse_windows
-from mesa_lm.models.refusals import refuse_cache, refuse_other_heads, refuse_training
+from mesa_lm.models.refusals import check_cache_place, refuse_cache, refuse_other_heads, refuse_training
 from mesa_lm.models.remote_code import keeping_logits
 from mesa_lm.models.replacing import replace_method
 from mesa_lm.models.static_rope import StaticRopeHandle
@@ -63,9 +63,10 @@ class PassHandle(Handle):
         layers: Layers,
         attention: list[nn.Module],
         ranks: Ranks | None = None,
+        is_offloaded: bool = False,
     ) -> None:
         super().__init__(model, method, layers)
-        self._ranks = ranks
+        self._ranks, self._is_offloaded = ranks, is_offloaded
         self._runner, self._attention = PassRunner(model, layers, attention), attention
         self._placed = _placement(model)
         self._lock = RLock()  # while a pass runs, the model's attention is exchanged: no other call must meet it
@@ -99,7 +100,9 @@ class PassHandle(Handle):
             if self._ranks is not None:
                 self._ranks.check_alike(call)
             try:
-                result = self._runner.run(call, self.method, own, self.store, self._ranks, self._note_pass)
+                result = self._runner.run(
+                    call, self.method, own, self.store, self._ranks, self._is_offloaded, self._note_pass
+                )
             finally:
                 self.columns = None
             return self._returned(result, arguments)
@@ -215,6 +218,7 @@ def extrapolate(
     method: str | Method | type[Method],
     *,
     process_group: dist.ProcessGroup | None = None,
+    cache: Literal["offloaded"] | None = None,
     **options: Any,
 ) -> Handle:
     """Attach a method to a model; the model then computes it in `forward` and `generate`.
@@ -224,6 +228,8 @@ def extrapolate(
         method: A name of `available_methods()`, or a method with its parameters.
         process_group: Processes that share every prompt, each with the same weights and the same calls; the method must
             cut prompts into chunks. None: this process has its prompts to itself.
+        cache: "offloaded": beyond what the method leaves alone, keys and values lie in the host's memory, and a layer's
+            are on its device while it runs; for methods that cut prompts into chunks. None: with their layers.
         **options: Parameters by name, if `method` is a name or a class.
 
     Returns:
@@ -241,6 +247,7 @@ def extrapolate(
         check_supported(base.config, asked)
     bound = asked.bind(base.config)
     ranks = ranks_of(process_group, bound)
+    check_cache_place(cache, bound, base.device)
     refuse_second(base)
     handle: Handle
     if isinstance(bound, Origin):
@@ -252,7 +259,7 @@ def extrapolate(
             handle = StaticRopeHandle(base, bound, layers, attention)
         else:
             refuse_windows(ranks, layers, base.config)
-            handle = PassHandle(base, bound, layers, attention, ranks)
+            handle = PassHandle(base, bound, layers, attention, ranks, cache is not None)
     handle.attach()
     return handle
 

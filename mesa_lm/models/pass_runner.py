@@ -143,6 +143,7 @@ class PassRunner:
         forward: Callable[..., Any],
         store: ChunkStore | None = None,
         ranks: Ranks | None = None,
+        is_offloaded: bool = False,
         before_pass: Callable[[Tensor], None] = lambda columns: None,
     ) -> CausalLMOutputWithPast:
         """Compute logits and cache of a call.
@@ -153,6 +154,7 @@ class PassRunner:
             forward: The model's own; takes logits_to_keep.
             store: Of middle chunks that prompts may share; None: none.
             ranks: The processes that share the prompts; None: there are none.
+            is_offloaded: Whether a new cache lies in the host's memory.
             before_pass: Called before every pass with the (rows, len) input columns of its tokens.
 
         Raises:
@@ -163,7 +165,7 @@ class PassRunner:
         fused = self._model.config._attn_implementation != "eager"
         with torch.no_grad(), self._own_attention():
             wanted = WantedLogits(call)
-            plan = PassPlan(call, wanted, method, self._layers, store, ranks)
+            plan = PassPlan(call, wanted, method, self._layers, store, ranks, is_offloaded)
             logits: Tensor | None = None
             for planned in plan.passes():
                 before_pass(planned.columns)

@@ -8,7 +8,7 @@ from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.ranks import Ranks
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.registry import check_shares_prompts
+from mesa_lm.methods.registry import check_cuts_prompts
 
 # Tokens after a prompt that one process keeps before the next one does, where a method appends any number at once.
 _STRETCH = 512
@@ -31,7 +31,7 @@ def ranks_of(group: dist.ProcessGroup | None, method: Method) -> Ranks | None:
         raise ModelError(f"process_group must be a torch.distributed group with this process in it, found {group!r}")
     if dist.get_world_size(group) == 1:
         return None
-    check_shares_prompts(method, "process_group")
+    check_cuts_prompts(method, "process_group")
     return Ranks(group, method.longest_append or _STRETCH)
 
 
