@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PrivateAttr, field_validator, model_validator
 
-from mesa_lm.methods.registry import check_shares_prompts, make_method
+from mesa_lm.methods.registry import check_cuts_prompts, make_method
 
 # Of what can be asked for: documents are built before anything runs, and a slip must not fill the memory.
 LONGEST = 2**24
@@ -186,7 +186,7 @@ class Sweep(Section):
     def _prompts_are_shared(self) -> Sweep:
         size = self.workers.cp_size
         for entry in self.methods if size > 1 else ():
-            check_shares_prompts(make_method(entry.method, **entry.parameters), f"workers.cp_size={size}")
+            check_cuts_prompts(make_method(entry.method, **entry.parameters), f"workers.cp_size={size}")
         return self
 
     @property

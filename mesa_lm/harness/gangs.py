@@ -56,8 +56,9 @@ class GangHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         if self.gang is None:
             gathered: Tensor = super().all_gather(tensor)
             return gathered
-        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor, self._peers)
+        own = torch.atleast_1d(tensor).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(parts, own, self._peers)
         return torch.cat(parts)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:

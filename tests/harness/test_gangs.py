@@ -68,7 +68,10 @@ def test_gangs_that_cannot_be_are_refused(size, arguments, told, monkeypatch):
 
 
 def test_methods_without_chunks_have_no_gangs():
-    with pytest.raises(MethodError, match="cp_size=2: method 'rerope' cannot share a prompt"):
+    with pytest.raises(
+        MethodError,
+        match="cp_size=2 is for methods that cut prompts into chunks, which 'rerope'",
+    ):
         check_gang(2, make_method("rerope"), {})
 
 

@@ -81,7 +81,10 @@ def test_a_gang_needs_room_for_all(tmp_path, two_cpus):
 
 
 def test_methods_that_share_no_prompts_are_refused(tmp_path):
-    with pytest.raises(MesaError, match="workers.cp_size=2: method 'rerope' cannot share a prompt"):
+    with pytest.raises(
+        MesaError,
+        match="workers.cp_size=2 is for methods that cut prompts into chunks, which 'rerope'",
+    ):
         sweep_of(tmp_path / "a", "methods=[mesa, rerope]")
 
 
