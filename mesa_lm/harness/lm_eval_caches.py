@@ -46,10 +46,9 @@ def copy_in_memory(answers: Any, content: Mapping[str, Any]) -> None:
         answers: The `SqliteDict` behind `--use_cache`.
         content: What the table holds.
     """
-    answers.conn.close()
-    answers.filename = ":memory:"
-    answers.conn = answers._new_conn()
-    answers.conn.execute(f'CREATE TABLE IF NOT EXISTS "{answers.tablename}" (key TEXT PRIMARY KEY, value BLOB)')
+    table = answers.tablename
+    answers.close()
+    answers.__init__(":memory:", tablename=table, autocommit=True)
     answers.update(content)
 
 
