@@ -14,8 +14,11 @@ from mesa_lm.attention.cache_layer import woven_layer
 
 
 def build(model: str | dict) -> torch.nn.Module:
-    """A tiny model by its name in the zoo, or by the options of `tiny_model`."""
-    return tiny(model) if isinstance(model, str) else tiny_model(**model)
+    """A tiny model by its name in the zoo, or by its dtype and the options of `tiny_model`."""
+    if isinstance(model, str):
+        return tiny(model)
+    dtype = model.get("dtype", torch.float32)
+    return tiny_model(**{name: value for name, value in model.items() if name != "dtype"}).to(dtype)
 
 
 def logits(group, model, method: str, options: dict, rows: list, tokens: torch.Tensor, side="left", kept=0):

@@ -83,6 +83,13 @@ def test_rows_padded_on_the_right(gang, options):
     assert_alike([logits[1, :20] for logits in found], expected[1, :20])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes(gang, dtype):
+    case = ({"dtype": dtype}, "mesa", MESA, [random_ids(97), random_ids(97, seed=1)], random_ids(5, seed=2))
+    atol = {torch.float64: 1e-12, torch.bfloat16: 0.2, torch.float16: 0.04}[dtype]
+    assert_alike(gang.run(rank_cases.logits, *case, size=2), rank_cases.logits(None, *case), atol)
+
+
 @pytest.mark.parametrize("kept", [1, 30, torch.tensor([3, 50, 3, 96])], ids=["last", "thirty", "chosen"])
 def test_logits_to_keep(gang, kept):
     case = ({}, "mesa", MESA, [random_ids(97), random_ids(97, seed=1)], random_ids(2), "left", kept)
