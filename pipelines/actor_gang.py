@@ -34,7 +34,12 @@ class ActorGang:
         workers, arguments = sweep.workers, (sweep, model, Path.cwd())
         self.size = workers.cp_size
         # A second thread answers for the one that evaluates.
-        options = {"max_restarts": 0, "max_concurrency": 2, "num_gpus": workers.gpus, "num_cpus": workers.cpus}
+        options: dict[str, Any] = {
+            "max_restarts": 0,
+            "max_concurrency": 2,
+            "num_gpus": workers.gpus,
+            "num_cpus": workers.cpus,
+        }
         self._placement: PlacementGroup | None = None
         self._address: Any = None
         if self.size == 1:

@@ -15,6 +15,7 @@ import ray
 import torch
 import torch.distributed as dist
 from lm_eval import simple_evaluate
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented there
 
 from mesa_lm.errors import LostRankError, MesaError, UsageError
 from mesa_lm.harness.model import MesaHFLM
@@ -46,7 +47,7 @@ class Worker:
         if cwd is not None and cwd.is_dir():
             os.chdir(cwd)
         self.sweep, self.model, self._place = sweep, sweep.models[model], place
-        self._meeting: dist.TCPStore | None = None
+        self._meeting: TCPStore | None = None
         self.store = Store(sweep.out)
         self._sources = evaluation_digest()  # now: what is edited later is not what this process has imported
         self._lm: MesaHFLM | None = None
@@ -60,13 +61,13 @@ class Worker:
     def address(self) -> tuple[str, int]:
         """Return where the others of a gang find this worker."""
         host = ray.util.get_node_ip_address()
-        self._meeting = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self._meeting = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         return host, self._meeting.port
 
     def _join(self, address: tuple[str, int]) -> None:
         """Join the gang whose first worker is at an address."""
         if not dist.is_initialized():
-            store = self._meeting or dist.TCPStore(*address)
+            store = self._meeting or TCPStore(*address)
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=self._place, world_size=self.sweep.workers.cp_size)
 

@@ -13,11 +13,19 @@ from transformers import LlamaConfig
 
 from mesa_lm.lengths import parse_length
 from mesa_lm.methods.mesa import Mesa
-from mesa_lm.studies.bench.shapes import SHAPES
 
-# https://huggingface.co/meta-llama/Meta-Llama-3-70B
+# https://huggingface.co/meta-llama/Meta-Llama-3-8B and Meta-Llama-3-70B
+LLAMA_3_8B: dict[str, Any] = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
 LLAMA_3_70B: dict[str, Any] = {
-    **SHAPES["llama-3-8b"],
+    **LLAMA_3_8B,
     "hidden_size": 8192,
     "intermediate_size": 28672,
     "num_hidden_layers": 80,
@@ -27,7 +35,7 @@ GPU_BYTES = 80e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
+class GPURates:
     """What a GPU is assumed to do.
 
     Attributes:
@@ -46,7 +54,7 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class LlamaWork:
     """A Llama as far as work and bytes go, in 16 bits.
 
     Attributes:
@@ -56,11 +64,15 @@ class Model:
     config: LlamaConfig
 
     @property
+    def kv_share(self) -> float:
+        """How wide keys or values are, against the hidden size."""
+        return (self.config.num_key_value_heads or self.config.num_attention_heads) / self.config.num_attention_heads
+
+    @property
     def weights(self) -> int:
         """Numbers in the matrices of all layers."""
         c = self.config
-        head_dim = c.hidden_size // c.num_attention_heads
-        attention = 2 * c.hidden_size * head_dim * (c.num_attention_heads + c.num_key_value_heads)
+        attention = 2 * c.hidden_size**2 * (1 + self.kv_share)
         return int(c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size))
 
     @property
@@ -72,7 +84,7 @@ class Model:
     def token_bytes(self) -> int:
         """Keys and values of one token."""
         c = self.config
-        return int(2 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.hidden_size // c.num_attention_heads)
+        return int(2 * 2 * c.num_hidden_layers * c.hidden_size * self.kv_share)
 
     def attention_flops(self, pairs: float) -> float:
         """Work of so many pairs of a query and a key, in all layers."""
@@ -85,7 +97,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
+class PromptCost:
     """What one prompt takes on each of some GPUs.
 
     Attributes:
@@ -101,7 +113,9 @@ class Cost:
     cache_bytes: float
 
 
-def cost(model: Model, tokens: int, ranks: int, rates: Rates, divided: int = 1, offloaded: bool = False) -> Cost:
+def cost(
+    model: LlamaWork, tokens: int, ranks: int, rates: GPURates, divided: int = 1, offloaded: bool = False
+) -> PromptCost:
     """Return what Mesa takes.
 
     Args:
@@ -128,7 +142,7 @@ def cost(model: Model, tokens: int, ranks: int, rates: Rates, divided: int = 1, 
     repeated_s = repeated / divided / rates.flops + exchange_s + from_host
     step_s = (model.weight_bytes / divided + cache) / rates.memory + from_host
     step_s += layers * rates.exchange_s * ((ranks > 1) + 2 * (divided > 1))
-    return Cost(
+    return PromptCost(
         # Offloaded keys and values are written to the host once, and read once by the last chunk.
         prefill_s=shared / ranks / divided / rates.flops + summed / rates.link + from_host + repeated_s,
         repeated_s=repeated_s,
@@ -147,7 +161,7 @@ def main() -> None:
     parser.add_argument("--host-gbs", type=float, default=40.0, help="from the host")
     parser.add_argument("--exchange-us", type=float, default=30.0, help="least time of an exchange")
     given = parser.parse_args()
-    rates = Rates(
+    rates = GPURates(
         flops=given.tflops * 1e12,
         memory=given.memory_gbs * 1e9,
         link=given.link_gbs * 1e9,
@@ -156,7 +170,7 @@ def main() -> None:
     )
     print("| shape | GPUs | prefill | of it repeated | decoded token | cache of each | weights of each | 80 GB |")
     print("|---|---|---|---|---|---|---|---|")
-    small, large = Model(LlamaConfig(**SHAPES["llama-3-8b"])), Model(LlamaConfig(**LLAMA_3_70B))
+    small, large = LlamaWork(LlamaConfig(**LLAMA_3_8B)), LlamaWork(LlamaConfig(**LLAMA_3_70B))
     rows = [("8B", small, ranks, 1, False) for ranks in (1, 2, 4, 8, 16)]
     rows += [("8B, offloaded", small, 1, 1, True), ("8B, offloaded", small, 2, 1, True)]
     rows += [("70B, tp_plan", large, 1, divided, False) for divided in (4, 8)]
