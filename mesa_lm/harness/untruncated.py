@@ -44,6 +44,7 @@ class UncutHFLM(GangHFLM):
         """
         self.truncated_samples = 0
         self._cut = 0
+        self._prompts: dict[str, Tensor] = {}
         self.bar = RequestBar()
         super().__init__(**kwargs)
 
@@ -51,6 +52,12 @@ class UncutHFLM(GangHFLM):
     def max_length(self) -> int:
         """The most tokens that a request may have; unlimited where the user set nothing."""
         return self._max_length or UNLIMITED
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """Encode a text as `hf` does; prompts that are generated from have been encoded already."""
+        known = self._prompts.get(string)
+        encoded: list[int] = super().tok_encode(string, *args, **kwargs) if known is None else known.tolist()
+        return encoded
 
     def tok_batch_encode(
         self,
@@ -73,7 +80,8 @@ class UncutHFLM(GangHFLM):
         encode = super().tok_batch_encode
         rows = []
         for string in strings:
-            whole = encode([string])[0][0]
+            known = self._prompts.get(string)
+            whole = encode([string])[0][0] if known is None else known.long()
             row = encode([string], truncation=True)[0][0] if truncation else whole
             row = row[-left_truncate_len:] if left_truncate_len else row
             self._cut += len(row) < len(whole)
@@ -102,13 +110,25 @@ class UncutHFLM(GangHFLM):
 
         self._cut = 0
         size = self.batch_size
-        if size == "auto":
-            longest = min(self.max_length, max(map(length, requests), default=1))
-            size = self._largest_batch(generate, len(requests), longest)
-        with self._fixed_batch_size(size), self._progress("Generating", len(requests), disable_tqdm):
-            answers: list[str] = super().generate_until(requests, disable_tqdm=True)
+        with self._encoded_once([request.args[0] for request in requests]):
+            if size == "auto":
+                longest = min(self.max_length, max(map(length, requests), default=1))
+                size = self._largest_batch(generate, len(requests), longest)
+            with self._fixed_batch_size(size), self._progress("Generating", len(requests), disable_tqdm):
+                answers: list[str] = super().generate_until(requests, disable_tqdm=True)
         self._add_truncated(self._cut)
         return answers
+
+    @contextmanager
+    def _encoded_once(self, prompts: Sequence[str]) -> Iterator[None]:
+        """Encode prompts for the duration; `hf` does it to sort them and once more, seconds for a million tokens."""
+        encode = super().tok_batch_encode
+        try:
+            if not self.stock_calls:  # those are `hf`'s own in everything
+                self._prompts = {prompt: encode([prompt])[0][0].int() for prompt in dict.fromkeys(prompts)}
+            yield
+        finally:
+            self._prompts = {}
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         if not self.stock_calls:
