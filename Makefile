@@ -1,7 +1,7 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: help run test check lint types doc-tables demo-model comparison figures bench bench-mesa bench-methods bench-sharing bench-lm-eval check-gpu bench-gpu \
-	wheel hook-cost
+.PHONY: help run million test check lint types doc-tables demo-model comparison million-figure figures bench bench-mesa bench-methods bench-sharing \
+	bench-long bench-ranks bench-lm-eval check-gpu bench-gpu wheel hook-cost
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -14,6 +14,10 @@ help: ## list the targets
 
 run: .venv/installed ## evaluate the demo model, as the README shows
 	$(BIN)/lm_eval --model mesa-hf --tasks passkey_long
+
+# Nothing is shared between the questions: each reads a million tokens anew.
+million: .venv/installed ## a number hidden in 1,048,576 tokens, four times: ten minutes on two cores, 5 GB
+	$(BIN)/lm_eval --model mesa-hf --model_args chunk_store_gib=0 --tasks passkey_long_1024k --metadata '{"num_samples": 4}'
 
 # Two at a time, each file by one process, in the order of the folders: the long files of pipelines come early enough.
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
@@ -48,6 +52,23 @@ comparison: .venv/installed ## tables and figures of docs/comparison.md
 	$(BIN)/mesa-lm plot results/comparison --task passkey_long --out docs/figures/comparison_passkey.png
 	$(BIN)/mesa-lm plot results/comparison --task long_ppl --metric nll --out docs/figures/comparison_nll.png
 	$(BIN)/mesa-lm leaderboard results/comparison
+
+# Answers are kept as soon as they are there, and lengths that are done are left out: called again, it goes on.
+MILLION := results/million
+SHORT := {"lengths": [512, 1024, 2048, 4096, 8192, 16384, 32768], "num_samples": 100}
+million-figure: .venv/installed ## picture and table of the README, to a million tokens: hours
+	for method in mesa origin; do \
+		out=$(MILLION)/$$method; test -d $$out || { rm -rf $$out.part; \
+		$(BIN)/lm_eval --model mesa-hf --model_args method=$$method --tasks passkey_long --metadata '$(SHORT)' \
+			--use_cache $(MILLION)/answers --output_path $$out.part && mv $$out.part $$out; } || exit; \
+	done
+	for length in 64k 128k 256k 512k 1024k; do \
+		out=$(MILLION)/mesa-$$length; test -d $$out || { rm -rf $$out.part; \
+		$(BIN)/lm_eval --model mesa-hf --tasks passkey_long_$$length --metadata '{"num_samples": 20}' \
+			--use_cache $(MILLION)/answers --output_path $$out.part && mv $$out.part $$out; } || exit; \
+	done
+	$(BIN)/mesa-lm plot $(MILLION) --task passkey_long --out docs/figures/passkey_demo.png
+	$(BIN)/mesa-lm leaderboard $(MILLION)
 
 # From few samples: they show what figures and pages look like, not how good methods are.
 BROWSER := chromium --headless --no-sandbox --disable-gpu --hide-scrollbars
@@ -84,6 +105,19 @@ bench-methods: .venv/installed ## every method
 
 bench-sharing: .venv/installed ## what requests share
 	$(BIN)/python -m mesa_lm.pipelines.development.chunk_sharing
+
+bench-long: .venv/installed ## time and memory from 16k to a million tokens; called again it goes on
+	for length in 16k 32k 64k 128k 256k 512k 1024k; do for store in 0 2; do \
+		out=results/bench/long/$$length-$$store.json; mkdir -p results/bench/long; test -s $$out || { \
+		$(BIN)/python -m mesa_lm.pipelines.development.time_shares --model mesa-hf --tasks passkey_long_$$length \
+			--model_args chunk_store_gib=$$store --metadata '{"num_samples": 3}' > $$out.part && tail -n 1 $$out.part > $$out; } \
+			|| exit; \
+	done; done
+	rm -f results/bench/long/*.part
+	tail -n 1 results/bench/long/*.json
+
+bench-ranks: .venv/installed ## one prompt on one process and on two
+	$(BIN)/python -m mesa_lm.pipelines.development.rank_times --tokens 256k --ranks 1,2 --repeats 3
 
 bench-lm-eval: .venv/installed ## shares of time of an lm_eval run
 	for task in passkey_long long_ppl; do \

@@ -17,6 +17,10 @@ class ModelError(MesaError):
     """A model that is missing, or that a method cannot run on."""
 
 
+class LostRankError(MesaError):
+    """Processes that share a prompt cannot reach one another any more; another attempt may succeed."""
+
+
 class UsageError(MesaError):
     """A command, a file or a task option that cannot be used."""
 

@@ -139,8 +139,9 @@ class Driver:
         if report.status == "done" and not self.watcher.done(shard):
             told = f"its answers are not in {self.store.folder}, which every node must share"
             report = ShardReport(status="failed", error=told, final=True)
-        if report.status == "oom" and slot in self.pool.slots:
-            self.pool.drop(slot)  # GPU memory may stay lost to a process that ran out of it
+        # GPU memory may stay lost to a process that ran out of it; the others of a gang wait for the one that failed.
+        if (report.status == "oom" or (report.status == "failed" and slot.gang.size > 1)) and slot in self.pool.slots:
+            self.pool.drop(slot)
         self._conclude(shard, report)
 
     def _conclude(self, shard: Shard, report: ShardReport) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PrivateAttr, fie
 
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.generation_settings import check_generation
-from mesa_lm.methods.registry import available_methods, make_method, parameter_names
+from mesa_lm.methods.registry import available_methods, check_cuts_prompts, make_method, parameter_names
 
 # Of what can be asked for: documents are built before anything runs, and a slip must not fill the memory.
 LONGEST = 2**24
@@ -152,11 +152,16 @@ class TaskEntry(Section):
 class WorkerSettings(Section):
     """What evaluates."""
 
-    count: Annotated[int, Field(gt=0)] | Literal["auto"] = Field("auto", description="auto: as many as fit the cluster")
+    count: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="auto: as many as fit the cluster; gangs count as one"
+    )
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="of each worker; a fraction shares one"
     )
     cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="of each worker")
+    cp_size: Annotated[int, Field(gt=0)] = Field(
+        1, description="processes of each worker, a gang that shares every prompt; each has the gpus and cpus"
+    )
     threads: Annotated[int, Field(gt=0)] = Field(1, description="of torch in each worker")
     stall_s: Annotated[FiniteFloat, Field(gt=0)] = Field(
         1800.0, description="without progress, then another worker tries"
@@ -230,6 +235,13 @@ class Sweep(Section):
     @classmethod
     def _names_are_tasks(cls, tasks: Any) -> Any:
         return _mappings("task", tasks)
+
+    @model_validator(mode="after")
+    def _prompts_are_shared(self) -> Sweep:
+        size = self.workers.cp_size
+        for entry in self.methods if size > 1 else ():
+            check_cuts_prompts(make_method(entry.method, **entry.parameters), f"workers.cp_size={size}")
+        return self
 
     @property
     def out_is_dated(self) -> bool:

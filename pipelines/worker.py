@@ -13,9 +13,11 @@ from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
 from lm_eval import simple_evaluate
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented there
 
-from mesa_lm.errors import MesaError, UsageError
+from mesa_lm.errors import LostRankError, MesaError, UsageError
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.methods.registry import make_method
 from mesa_lm.models.memory import release, reset_peak, status_bytes
@@ -33,17 +35,19 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 class Worker:
     """Evaluates shards of one model of a sweep."""
 
-    def __init__(self, sweep: Sweep, model: int, cwd: Path | None = None) -> None:
+    def __init__(self, sweep: Sweep, model: int, cwd: Path | None = None, place: int = 0) -> None:
         """Prepare; the model is loaded with the first shard, so that its failure is that shard's.
 
         Args:
             sweep: The sweep.
             model: Index of the model in it.
             cwd: The driver's working folder, for the sweep's relative paths; where it is missing, they mean nothing.
+            place: In a gang of workers that share every prompt.
         """
         if cwd is not None and cwd.is_dir():
             os.chdir(cwd)
-        self.sweep, self.model = sweep, sweep.models[model]
+        self.sweep, self.model, self._place = sweep, sweep.models[model], place
+        self._meeting: TCPStore | None = None
         self.store = Store(sweep.out)
         self._sources = evaluation_digest()  # now: what is edited later is not what this process has imported
         self._lm: MesaHFLM | None = None
@@ -54,16 +58,35 @@ class Worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide the GPUs from a worker that asked for none
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def run(self, shard: Shard) -> ShardReport:
+    def address(self) -> tuple[str, int]:
+        """Return where the others of a gang find this worker."""
+        host = ray.util.get_node_ip_address()
+        self._meeting = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        return host, self._meeting.port
+
+    def _join(self, address: tuple[str, int]) -> None:
+        """Join the gang whose first worker is at an address."""
+        if not dist.is_initialized():
+            store = self._meeting or TCPStore(*address)
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=self._place, world_size=self.sweep.workers.cp_size)
+
+    def run(self, shard: Shard, address: tuple[str, int] | None = None) -> ShardReport:
         """Evaluate a shard and store its answers.
 
         Nothing is raised: what went wrong is a result of the sweep.
+
+        Args:
+            shard: The shard.
+            address: Of a gang's first worker; None: this is none.
         """
         start = time.perf_counter()
         self._moved = time.monotonic()
         log = self.store.log_path(shard.key)
         try:
             with printed_to(log):
+                if address is not None:
+                    self._join(address)
                 payload = self._answers(shard)
         except Exception as error:
             with contextlib.suppress(OSError):
@@ -73,11 +96,14 @@ class Worker:
             release(self.device)
             return ShardReport(
                 status="oom" if _is_out_of_memory(error) else "failed",
-                final=isinstance(error, MesaError),  # wrong input stays wrong
+                final=isinstance(error, MesaError) and not isinstance(error, LostRankError),  # wrong input stays wrong
                 error=f"{type(error).__name__}: {str(error).strip()[:500]}",
                 seconds=time.perf_counter() - start,
             )
-        seconds = payload["seconds"] = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        if payload is None:  # the first of the gang has the answers
+            return ShardReport(status="done", seconds=seconds)
+        payload["seconds"] = seconds
         try:
             self.store.write_shard(shard.key, payload)
         except OSError as error:
@@ -96,8 +122,11 @@ class Worker:
             gpu_bytes=torch.cuda.memory_reserved() if self.device.type == "cuda" else None,
         )
 
-    def _answers(self, shard: Shard) -> dict[str, Any]:
-        """Return the responses of a shard's samples, and what lm-eval would save about the model."""
+    def _answers(self, shard: Shard) -> dict[str, Any] | None:
+        """Return the responses of a shard's samples, and what lm-eval would save about the model.
+
+        None where another worker of the gang has them.
+        """
         lm = self._load(shard.method)
         task = self.sweep.tasks[shard.task]
         random.seed(self.sweep.seed)
@@ -132,7 +161,8 @@ class Worker:
                 task_manager=manager,
             )
         evaluation_s = time.perf_counter() - start
-        assert results is not None
+        if results is None:
+            return None
         responses = {sample["doc_id"]: sample["resps"] for sample in results["samples"][shard.leaf]}
         tokenizer = lm.tokenizer
         return {
@@ -156,6 +186,7 @@ class Worker:
         choice = self.sweep.methods[method]
         if self._lm is None:
             arguments = {**self.model.arguments, **choice.arguments, "batch_size": self.sweep.batch_size}
+            arguments["cp_size"] = self.sweep.workers.cp_size
             self._lm = MesaHFLM(**arguments)
         elif self._method != method:
             self._lm.switch(make_method(choice.method, **choice.parameters))

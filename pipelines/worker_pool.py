@@ -9,13 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mesa_lm.errors import UsageError
+from mesa_lm.pipelines.actor_gang import ActorGang
 from mesa_lm.pipelines.outcome import Pulse
 from mesa_lm.pipelines.settings import Sweep
 from mesa_lm.pipelines.shards import Shard
@@ -34,29 +34,31 @@ MOST_FAILED_STARTS = 3
 
 @dataclass(eq=False)
 class Slot:
-    """A worker: an actor for one model.
+    """A worker: an actor for one model, or a gang of them.
 
     Attributes:
-        actor: The actor.
+        gang: The actors.
         model: Index of its model in the sweep.
         asked: When its last pulse was asked for; the first one is its placement.
         pulse_reference: The pulse that it has not answered yet.
         pulse: Its last one; None as long as it is not placed.
         shard: The shard that it runs.
-        reference: Of that run's report.
+        references: Of that run's reports, as far as they are awaited.
+        decided: The one that tells how the run ended.
         began: When it began that shard.
         moved: When the shard last moved on, as far as is known.
         tokens: That it has finished.
         busy_s: What they took.
     """
 
-    actor: Any
+    gang: ActorGang
     model: int
     asked: float
     pulse_reference: Any
     pulse: Pulse | None = None
     shard: Shard | None = None
-    reference: Any = None
+    references: list[Any] = field(default_factory=list)
+    decided: Any = None
     began: float = 0.0
     moved: float = 0.0
     tokens: int = 0
@@ -65,11 +67,17 @@ class Slot:
     def run(self, shard: Shard) -> None:
         """Begin a shard."""
         self.shard, self.began, self.moved = shard, time.monotonic(), time.monotonic()
-        self.reference = self.actor.run.remote(shard)
+        self.references, self.decided = self.gang.run(shard), None
+
+    def take(self, reference: Any) -> None:
+        """Take in that a report is there: the first bad one decides, or the last one."""
+        self.references.remove(reference)
+        if not self.references or (self.decided is None and not _is_done(reference)):
+            self.decided = self.decided or reference
 
     def finish(self) -> tuple[Shard, Any]:
-        """Return the shard that has ended, with the reference of its report, and be idle."""
-        shard, reference, self.shard, self.reference = self.shard, self.reference, None, None
+        """Return the shard that has ended, with the reference of the report that decides, and be idle."""
+        shard, reference, self.shard, self.references = self.shard, self.decided, None, []
         assert shard is not None
         self.tokens += shard.cost
         self.busy_s += time.monotonic() - self.began
@@ -174,27 +182,27 @@ class WorkerPool:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         found = "; ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes[:8])
         more = f" and {len(nodes) - 8} nodes more" if len(nodes) > 8 else ""
-        return f"one needs {workers.gpus:g} GPUs and {workers.cpus:g} CPUs on one node, the nodes have {found}{more}"
+        needed = f"{workers.gpus:g} GPUs and {workers.cpus:g} CPUs on one node"
+        needed += f", {workers.cp_size} times" if workers.cp_size > 1 else ""
+        return f"one needs {needed}, the nodes have {found}{more}"
 
     def _start(self, model: int) -> None:
-        workers = self.sweep.workers
-        # A second thread answers for the one that evaluates.
-        options: dict[str, Any] = {"max_restarts": 0, "max_concurrency": 2}
-        options |= {"num_gpus": workers.gpus, "num_cpus": workers.cpus}
-        actor = ray.remote(**options)(self.factory).remote(self.sweep, model, Path.cwd())
-        self.slots.append(Slot(actor, model, asked=time.monotonic(), pulse_reference=actor.pulse.remote()))
+        gang = ActorGang(self.sweep, self.factory, model)
+        self.slots.append(Slot(gang, model, asked=time.monotonic(), pulse_reference=gang.pulse()))
 
     def drop(self, slot: Slot) -> None:
         """End a worker, also one whose process is stopped."""
         self.slots.remove(slot)
-        ray.kill(slot.actor)
+        slot.gang.kill()
 
     def drop_hanging(self, slot: Slot) -> None:
         """End a worker that may be past answering Ray: its node ends the process."""
+        pulses = [slot.pulse, *slot.gang.others()]
         self.drop(slot)
-        if slot.pulse is not None:
-            node = NodeAffinitySchedulingStrategy(slot.pulse.node, soft=False)
-            ray.remote(num_cpus=0, max_retries=0)(_end_process).options(scheduling_strategy=node).remote(slot.pulse.pid)
+        for pulse in pulses:
+            if pulse is not None:
+                node = NodeAffinitySchedulingStrategy(pulse.node, soft=False)
+                ray.remote(num_cpus=0, max_retries=0)(_end_process).options(scheduling_strategy=node).remote(pulse.pid)
 
     def close(self) -> None:
         """Leave no worker behind."""
@@ -206,9 +214,9 @@ class WorkerPool:
         now = time.monotonic()
         for slot in self.running:
             if slot.pulse_reference is None and now - slot.asked > PULSE_EVERY_S:
-                slot.asked, slot.pulse_reference = now, slot.actor.pulse.remote()
+                slot.asked, slot.pulse_reference = now, slot.gang.pulse()
         asked = {slot.pulse_reference: slot for slot in self.slots if slot.pulse_reference is not None}
-        run = {slot.reference: slot for slot in self.running}
+        run = {reference: slot for slot in self.running for reference in slot.references}
         references = [*run, *asked]
         if not references:
             return []
@@ -218,7 +226,9 @@ class WorkerPool:
         for reference in ready:
             if reference in asked:
                 self._take_pulse(asked[reference], reference)
-        return [run[reference] for reference in ready if reference in run]
+            else:
+                run[reference].take(reference)
+        return [slot for slot in self.running if slot.decided is not None]
 
     def _take_pulse(self, slot: Slot, reference: Any) -> None:
         slot.pulse_reference = None
@@ -251,7 +261,7 @@ class WorkerPool:
 
 
 def cluster_room(sweep: Sweep) -> int:
-    """Return how many workers have room on the nodes of the cluster that is connected, each on one node."""
+    """Return how many workers have room on the nodes of the cluster that is connected; a gang may span nodes."""
     workers = sweep.workers
     room = 0
     for node in ray.nodes():
@@ -264,7 +274,15 @@ def cluster_room(sweep: Sweep) -> int:
                 each = int(1 / workers.gpus + 1e-9) if workers.gpus < 1 else 0
                 fits = min(fits, int(gpus) * each if each else int(gpus / workers.gpus))
             room += fits
-    return room
+    return room // workers.cp_size
+
+
+def _is_done(reference: Any) -> bool:
+    """Tell whether a report that is there is one of success."""
+    try:
+        return bool(ray.get(reference).status == "done")
+    except ray.exceptions.RayError:
+        return False
 
 
 def _end_process(pid: int) -> None:

@@ -8,6 +8,7 @@ os.environ["WANDB_MODE"] = "offline"
 import hypothesis
 import pytest
 import torch
+from gang import Gang
 from tiny_models import tiny_model
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
@@ -19,3 +20,11 @@ torch.set_num_threads(1)
 def llama() -> torch.nn.Module:
     """A tiny Llama with a training length of 41 tokens."""
     return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def gang(tmp_path_factory):
+    """Four processes that share prompts; a test may use fewer of them."""
+    started = Gang(4, tmp_path_factory.mktemp("gang"))
+    yield started
+    started.close()

@@ -82,6 +82,33 @@ class FakeWorker:
         return {str(i): [["1"]] for i in range(shard.start, shard.stop)}
 
 
+class GangWorker(FakeWorker):
+    """One of a gang; the first one waits for one that fails, as for a part of its prompt."""
+
+    def __init__(self, sweep, model, cwd, place):
+        super().__init__(sweep, model, cwd)
+        self.place = place
+
+    def address(self):
+        return "of the first", os.getpid()
+
+    def run(self, shard, address):
+        order = self.sweep.out / f"{shard.method}-{shard.leaf}-{shard.start}"
+        what = order.read_text() if order.exists() else ""
+        with (self.sweep.out / "gang").open("a") as file:
+            file.write(f"{shard.key} {self.place} {address[1]}\n")
+        if what.startswith("second"):
+            if self.place == 0:
+                time.sleep(600)
+            while f"{shard.key} 0" not in (self.sweep.out / "gang").read_text():
+                time.sleep(0.05)
+            order.unlink()
+            if what == "second killed once":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return ShardReport(status=what.split()[1], error="on purpose")
+        return super().run(shard) if self.place == 0 else ShardReport(status="done")
+
+
 class RightWorker(FakeWorker):
     """Knows every passkey."""
 

@@ -50,6 +50,19 @@ def _given(width: Any) -> Any:
     return None if width == "auto" else width
 
 
+def _star(m: Any, prompt: int, total: int, model: Setting) -> Pairs:
+    scale = oracles.log_n(model.T, m.log_n)
+    pairs = oracles.star_pairs(prompt, total, b=m.block_size, A=m.anchor_block_size, q=m.query_length, scale=scale)
+    if m.scaling == "ntk":
+        scaled = oracles.scaled_rope_pairs(prompt, total, **model.rope, stretch=lambda length: m.factor or 8)
+    elif m.scaling == "yarn":
+        yarn = {"factor": m.factor or 16, "fast": 32.0, "slow": 1.0, "attention_factor": None, "truncate": True}
+        scaled = oracles.yarn_pairs(prompt, total, **model.rope, T=model.T, **yarn)
+    else:
+        return pairs
+    return pairs._replace(frequency=scaled.frequency, scale=pairs.scale * scaled.scale)
+
+
 CASES: dict[str, Case] = {
     "mesa": Case(
         {},  # parameters that fit one another are drawn in test_mesa.py
@@ -177,5 +190,18 @@ CASES: dict[str, Case] = {
             truncate=m.truncate,
         ),
         {"factor": 3.0},
+    ),
+    "star": Case(
+        {
+            "block_size": st.integers(11, 50),
+            "anchor_block_size": st.none() | st.integers(1, 11),
+            "query_length": st.integers(1, 20),
+            "log_n": booleans,
+            "scaling": st.sampled_from(("none", "ntk", "yarn")),
+        },
+        _star,
+        {"block_size": 13, "anchor_block_size": 5, "query_length": 7},
+        sees_ahead=True,
+        shares=False,
     ),
 }

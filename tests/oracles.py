@@ -261,6 +261,19 @@ def yarn_pairs(
     return pairs._replace(frequency=torch.tensor(frequency, dtype=torch.float64).expand(total, -1))
 
 
+def star_pairs(prompt: int, total: int, *, b: int, A: int, q: int, scale: Callable[[int], float]) -> Pairs:
+    """Star Attention, arXiv 2411.17116: a block sees A anchor tokens and itself; the last q tokens and later ones all.
+
+    Only these have a factor.
+    """
+    context = prompt - q
+
+    def rule(t: int, j: int) -> int | None:
+        return t - j if t >= context or j < A or j // b == t // b else None
+
+    return dense_pairs(total, rule, lambda t: scale(t) if t >= context else 1.0)
+
+
 def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
     """Run a Llama, Mistral, Qwen2 or Qwen3 model with explicit pairs.
 

@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 
 from mesa_lm.attention.encoding import rotate_unrounded
 from mesa_lm.attention.layer_groups import Layers
+from mesa_lm.attention.ranks import Ranks
 from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.methods.geometry import Kept
 from mesa_lm.methods.weaves import Placement
@@ -27,6 +28,9 @@ class CachedRow:
         recent_len: Length up to which the buffers of recent keys follow it; -1: they do not.
         dropped: Tokens, after the first ones of `WovenCache.kept`, that are not held any more.
         dropping: How many more are dropped by the pass that runs.
+        room: Tokens of its prompt that are held, for which the first write makes room.
+        held: Ranges of its tokens that this process holds, in the order of their slots; None: all.
+        unseen: Its first slots that another process attends to.
     """
 
     length: int = 0
@@ -35,6 +39,33 @@ class CachedRow:
     recent_len: int = -1
     dropped: int = 0
     dropping: int = 0
+    room: int = 0
+    held: tuple[range, ...] | None = None
+    unseen: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Tokens that are held."""
+        return self.length - self.dropped if self.held is None else sum(map(len, self.held))
+
+    @property
+    def seen(self) -> int:
+        """Tokens that are held and attended to."""
+        return self.slots - self.unseen
+
+    def index(self) -> Tensor:
+        """Return (slots,) the indices of the tokens that are held."""
+        if self.held is None:
+            return torch.arange(self.length)
+        return torch.cat([torch.arange(0), *(torch.arange(span.start, span.stop) for span in self.held)])
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from an index on."""
+        self.length, self.recent_len = length, -1
+        if self.held is not None:
+            spans = (range(span.start, min(span.stop, length)) for span in self.held)
+            self.held = tuple(span for span in spans if span)
+            self.unseen = min(self.unseen, length)
 
 
 class WovenCache:
@@ -43,12 +74,17 @@ class WovenCache:
     Token i of a row lies in slot i. Where no later token sees more than the first and the last ones, those between are
     dropped and the last ones close up, see `slot`.
 
+    Where processes share prompts, each holds some tokens of a row, in the slots from 0 on in their order.
+
     transformers meets it as the content of a cache of its own, see `cache_layer`.
 
     Attributes:
         rows: State of each sequence.
         kept: Which tokens later ones may see; None: all.
         columns: Padded input columns consumed so far, which is what `generate` counts.
+        ranks: The processes that share the prompts; None: this one has them to itself.
+        is_offloaded: Whether keys and values lie in the host's memory, and go to their layer's device when it runs.
+        devices: Per layer the device that it runs on.
         keys: Per layer (batch, num_kv_heads, capacity, head_dim), rotated to the position given by the row's weave.
         values: Per layer, like keys.
         recent_keys: Per layer the last keys at their true positions, where decoding needs them beside those that are
@@ -56,10 +92,14 @@ class WovenCache:
         recent_values: Per layer, like recent_keys.
     """
 
-    def __init__(self, batch_size: int, kept: Kept | None = None) -> None:
+    def __init__(
+        self, batch_size: int, ranks: Ranks | None = None, is_offloaded: bool = False, kept: Kept | None = None
+    ) -> None:
+        self.rows = [CachedRow(held=None if ranks is None else ()) for _ in range(batch_size)]
         self.kept = kept
-        self.rows = [CachedRow() for _ in range(batch_size)]
         self.columns = 0
+        self.ranks, self.is_offloaded = ranks, is_offloaded
+        self.devices: dict[int, torch.device] = {}
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.recent_keys: dict[int, Tensor] = {}
@@ -67,7 +107,13 @@ class WovenCache:
 
     @classmethod
     def from_rotated(
-        cls, cache: Cache, columns: list[Tensor], layers: Layers, kept: Kept | None = None
+        cls,
+        cache: Cache,
+        columns: list[Tensor],
+        layers: Layers,
+        ranks: Ranks | None = None,
+        is_offloaded: bool = False,
+        kept: Kept | None = None,
     ) -> "WovenCache":
         """Take over a cache that the untouched model has filled at linear positions.
 
@@ -75,15 +121,18 @@ class WovenCache:
             cache: Its keys are (batch, num_kv_heads, padded length, head_dim).
             columns: For every row the indices of its tokens among the padded ones.
             layers: The model's layers.
+            ranks: The processes that share the prompts, each of which has filled such a cache; None: there are none.
+            is_offloaded: Whether to take it over into the host's memory.
             kept: Which tokens later ones may see; None: all.
 
         Raises:
             ModelError: Its layers do not hold every token that will be seen, for example those of a quantised cache.
         """
-        woven = cls(len(columns), kept)
+        woven = cls(len(columns), ranks, is_offloaded, kept)
         woven.columns = int(cache.get_seq_length())
-        for row, own in zip(woven.rows, columns, strict=True):
-            row.length = row.prompt_len = len(own)
+        for batch, own in enumerate(columns):
+            woven.count(batch, 0, len(own))
+            woven.rows[batch].prompt_len = len(own)
         longest = max(row.length for row in woven.rows)
         for index, layer in enumerate(cache.layers):
             # Layers of a static cache have room for more.
@@ -109,9 +158,37 @@ class WovenCache:
                     slot,
                 )
                 woven._reserve(index, longest, key)
-                woven.keys[index][batch, :, unseen[batch] : len(own)] = key[0]
-                woven.values[index][batch, :, unseen[batch] : len(own)] = value[0]
+                for buffer, states in ((woven.keys[index], key), (woven.values[index], value)):
+                    buffer[batch, :, unseen[batch] : len(own)] = states[0].to(buffer.device)
         return woven
+
+    def keeps(self, batch: int) -> bool:
+        """Tell whether this process keeps the keys and values of tokens that are appended to a row."""
+        length = self.rows[batch].length
+        return self.ranks is None or length == 0 or self.ranks.keeps(length)
+
+    def count(self, batch: int, start: int, new: int, is_kept: bool = True) -> None:
+        """Note that a row's next tokens have run, and whether this process has kept their keys and values.
+
+        What begins a row is kept by every process, and attended to by the first one.
+
+        Args:
+            batch: Row.
+            start: Index of the first new token.
+            new: Their number.
+            is_kept: As `keeps` has it; middle chunks are kept by the process that runs them.
+        """
+        row = self.rows[batch]
+        if row.held is not None and is_kept and new:
+            goes_on = bool(row.held) and row.held[-1].stop == start
+            span = range(row.held[-1].start if goes_on else start, start + new)
+            row.held = (*row.held[: len(row.held) - goes_on], span)
+        if start == 0 and self.ranks is not None and self.ranks.rank > 0:
+            row.unseen = new
+        row.length = start + new
+        row.dropped, row.dropping = row.dropped + row.dropping, 0
+        if row.recent_len != row.length:
+            row.recent_len = -1
 
     def plan_dropping(self, batch: int, count: int, croppable: int) -> None:
         """Decide which tokens of a row the next pass drops; it does so layer by layer, see `append`.
@@ -154,10 +231,10 @@ class WovenCache:
             Keys and values of all tokens that were held before and of the new ones, by slot.
         """
         row = self.rows[rows.start]
-        start = self.slot(rows.start, row.length)
+        start = row.slots
         if not row.dropping:
             self.write(layer, rows, start, key, value)
-            return self.seen(layer, rows, start + key.shape[2])
+            return self.seen(layer, rows, start - row.unseen + key.shape[2])
         assert self.kept is not None
         if start:
             held = self.keys[layer][rows, :, :start], self.values[layer][rows, :, :start]
@@ -180,10 +257,10 @@ class WovenCache:
             value: (rows, num_kv_heads, len, head_dim).
         """
         end = start + key.shape[2]
-        expected = () if self.kept else (row.prompt_len for row in self.rows[rows])
+        expected = () if self.kept else (row.room for row in self.rows[rows])
         self._reserve(layer, max([end, *expected]), key)
-        self.keys[layer][rows, :, start:end] = key
-        self.values[layer][rows, :, start:end] = value
+        for buffer, states in ((self.keys[layer], key), (self.values[layer], value)):
+            buffer[rows, :, start:end] = states.to(buffer.device)
 
     def write_chunks(self, layer: int, batch: int, start: int, key: Tensor, value: Tensor) -> None:
         """Store keys and values of consecutive chunks of a row.
@@ -197,13 +274,27 @@ class WovenCache:
         """
         chunks, _, width, _ = key.shape
         end = start + chunks * width
-        self._reserve(layer, max(end, self.rows[batch].prompt_len), value)
+        self._reserve(layer, max(end, self.rows[batch].room), value)
         for buffer, states in ((self.keys[layer], key), (self.values[layer], value)):
-            buffer[batch, :, start:end].unflatten(1, (chunks, width)).copy_(states.transpose(0, 1))
+            buffer[batch, :, start:end].unflatten(1, (chunks, width)).copy_(states.transpose(0, 1).to(buffer.device))
 
     def seen(self, layer: int, rows: slice, count: int) -> tuple[Tensor, Tensor]:
-        """Return views of the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim)."""
-        return self.keys[layer][rows, :, :count], self.values[layer][rows, :, :count]
+        """Return the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim).
+
+        They are views, or copies where keys and values lie elsewhere than the layer. Those that another process attends
+        to are left out.
+        """
+        first = self.rows[rows.start].unseen
+        seen, device = slice(first, first + count), self.devices[layer]
+        # Whole rows go to the device: a part of each head would be gathered by the host first.
+        key, value = (buffers[layer][rows].to(device)[:, :, seen] for buffers in (self.keys, self.values))
+        return key, value
+
+    def beginning(self, layer: int, row: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the first tokens that a row holds, (1, num_kv_heads, count, head_dim)."""
+        device = self.devices[layer]
+        key, value = (buffers[layer][row : row + 1, :, :count].to(device) for buffers in (self.keys, self.values))
+        return key, value
 
     def recent(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Return the recent keys and values of neighbouring rows, in any order."""
@@ -238,13 +329,13 @@ class WovenCache:
             batch: Row.
             weave: The new positions.
             layers: The model's layers; those with a window of their own keep their keys' positions.
-            end: Move only the keys before this slot; None moves all of the row's.
+            end: Move only the keys before this index, which are held; None moves all that are held.
         """
         row = self.rows[batch]
         old, row.weave = row.weave, weave
         if weave.same_positions(old):
             return
-        index = torch.arange(row.length if end is None else end)
+        index = row.index() if end is None else torch.arange(end)
         self.move(batch, weave.position(index) - (index if old is None else old.position(index)), layers)
 
     def move(self, batch: int, distance: Tensor, layers: Layers) -> None:
@@ -252,7 +343,7 @@ class WovenCache:
 
         Args:
             batch: Row.
-            distance: (len,) new minus old position of each key.
+            distance: (len,) new minus old position of each key, in the order of their slots.
             layers: The model's layers; those with a window of their own keep their keys' positions.
         """
         for group, members in layers.members():
@@ -261,7 +352,7 @@ class WovenCache:
             angles = group.encoding.shift(distance[None])
             for layer in members:
                 kept = self.keys[layer][batch : batch + 1, :, : len(distance)]
-                kept.copy_(rotate_unrounded(kept, angles))
+                kept.copy_(rotate_unrounded(kept.to(self.devices[layer]), angles).to(kept.device))
 
     def evict(self, batch: int, dropped: range, layers: Layers) -> None:
         """Drop tokens of a row that are stored at linear positions; those after them close up, in slot and position.
@@ -284,17 +375,21 @@ class WovenCache:
     def _reserve(self, layer: int, length: int, like: Tensor) -> None:
         """Make room for `length` tokens per row; a growing buffer gets an eighth more than it needs.
 
-        Buffers follow the dtype and the device of what is written, which change with the model's or with autocast.
+        Buffers follow the dtype and, unless they are offloaded, the device of what is written, which change with the
+        model's or with autocast.
         """
-        old = self.keys.get(layer)
-        if old is not None and old.shape[2] >= length and (old.dtype, old.device) == (like.dtype, like.device):
+        old, self.devices[layer] = self.keys.get(layer), like.device
+        device = torch.device("cpu") if self.is_offloaded else like.device
+        if old is not None and old.shape[2] >= length and (old.dtype, old.device) == (like.dtype, device):
             return
         capacity = length + max(64, length // 8 if old is not None else 0)
         shape = (len(self.rows), like.shape[1], capacity, like.shape[3])
         for buffers in (self.keys, self.values):
-            grown = torch.empty(shape, dtype=like.dtype, device=like.device)
+            # Pinned memory is what a GPU copies from at full speed.
+            pinned = self.is_offloaded and torch.cuda.is_available()
+            grown = torch.empty(shape, dtype=like.dtype, device=device, pin_memory=pinned)
             if old is not None:
-                grown[:, :, : old.shape[2]] = buffers[layer]
+                grown[:, :, : old.shape[2]] = buffers[layer].to(device)
             buffers[layer] = grown
 
     def select(self, indices: Tensor) -> None:
@@ -324,6 +419,5 @@ class WovenCache:
         if any(row.weave is not None or row.length != self.columns for row in self.rows):
             raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
         for row in self.rows:
-            row.length -= count
-            row.recent_len = -1
+            row.crop(row.length - count)
         self.columns -= count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -204,6 +205,20 @@ class WantedLogits:
         if bool(wanted.any()):
             row, column = (index.to(logits.device) for index in wanted.nonzero(as_tuple=True))
             self._logits[rows.to(logits.device)[row], slot[wanted].to(logits.device)] = logits[row, column]
+
+    def gather(self, ran_alone: Tensor, is_first: bool, add_up: Callable[[Tensor], None]) -> None:
+        """Bring the logits of processes that share prompts together.
+
+        Args:
+            ran_alone: (batch, new columns) those that one process each has run.
+            is_first: Whether this process stands for what all of them have run.
+            add_up: Adds up tensors over the processes, in place.
+        """
+        assert self._logits is not None, "no pass has run"
+        own = ran_alone[:, self._columns.unique()]
+        if not is_first:
+            self._logits[~own.to(self._logits.device)] = 0
+        add_up(self._logits)
 
     def _wanted_by_any_row(self, columns: Tensor) -> Tensor:
         """Return (len,) whether some row of a pass wants the logits there."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mesa_lm.attention.cache import WovenCache
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
-from mesa_lm.attention.kernels import Partial, Scoring, additive_mask, attend, attend_masked, merge
+from mesa_lm.attention.kernels import Partial, Scoring, additive_mask, attend, attend_masked
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.ranks import merge_runs
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Band, Extent
 
@@ -61,6 +62,7 @@ class DecodePass:
         extents = tokens.extents()
         runs = tokens.neighbours(extents)
         self._runs = [_TokenRun(tokens, run, extents[run.start], method, encoding) for run in runs]
+        self._ranks = tokens.cache.ranks
         self.positions: Tensor | None = None
         if not any(run.takes_raw for run in self._runs):
             lengths = [[tokens.cache.rows[row].length] for row in tokens.rows]
@@ -68,10 +70,12 @@ class DecodePass:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output; shapes as in `GroupPass`."""
-        if len(self._runs) == 1:
-            return self._runs[0].attend(layer, query, key, value, scoring)
-        outputs = [run.attend(layer, query[run.part], key[run.part], value[run.part], scoring) for run in self._runs]
-        return torch.cat(outputs)
+        queries = [query] if len(self._runs) == 1 else [query[run.part] for run in self._runs]
+        partials = [
+            run.attend(layer, own, key[run.part], value[run.part], scoring)
+            for run, own in zip(self._runs, queries, strict=True)
+        ]
+        return merge_runs(partials, queries, self._ranks)
 
 
 class _TokenRun:
@@ -87,7 +91,10 @@ class _TokenRun:
         self.part = part
         self._cache: WovenCache = tokens.cache
         self._rows = slice(first, first + part.stop - part.start)
-        self._past = tokens.cache.rows[first].length
+        state = tokens.cache.rows[first]
+        self._past = state.length
+        self._is_kept = tokens.cache.keeps(first)
+        self._count = state.seen + self._is_kept  # keys that are held here, the new one included
         own = encoding.for_input(method, extent)
         self._follows_length, self._spared = encoding.follows_length, encoding.spared
         self._device, self._encoding = encoding.device, own
@@ -100,13 +107,15 @@ class _TokenRun:
         self._places: list[float] = []  # positions of the query
         self._stored = 0.0
         if bands is None:
-            weave = tokens.cache.rows[first].weave
-            self._bands = [_SeenKeys(0, self._past + 1, slice(0, self._past + 1), slice(0, 1))]
+            weave = state.weave
+            self._bands = [_SeenKeys(0, self._count, slice(0, self._count), slice(0, 1))] if self._count else []
             self._places = [self._past]
             self._stored = 0 if self._follows_length else self._past
             if self._follows_length:
-                seen = torch.arange(self._past + 1)
-                self._bands[0].distance = seen if weave is None else weave.position(seen)
+                held = state.index()[state.unseen :]
+                seen = torch.cat([held, index[: self._is_kept]])
+                for band in self._bands:
+                    band.distance = seen if weave is None else weave.position(seen)
         else:
             self._stored = 0 if self._follows_length else float(method.stored_at(index, extent))
             stored_at = method.stored_at
@@ -164,8 +173,8 @@ class _TokenRun:
         for seen, mask in zip(masked, rest[len(moved) :], strict=True):
             seen.mask = mask.view(-1, seen.end - seen.start).to(self._encoding.dtype)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        """As `DecodePass.attend`, for these rows."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> list[Partial]:
+        """Store keys and values and attend, for these rows, to disjoint sets of keys that are held here."""
         if self._key_scale != 1:
             key = multiply(key, self._key_scale, self._spared)
         if self._query_scale != 1:
@@ -179,7 +188,10 @@ class _TokenRun:
             places, num_heads = len(self._places), query.shape[1]
             query = rotated[:, :num_heads, :places]  # (rows, num_heads, places, head_dim)
             key = rotated[:, num_heads:, places:]  # as it is stored, and at its index
-        keys, values = self._cache.append(layer, self._rows, key[:, :, :1], value)
+        if self._is_kept:
+            keys, values = self._cache.append(layer, self._rows, key[:, :, :1], value)
+        else:
+            keys, values = self._cache.seen(layer, self._rows, self._count)
         if self._recent_len:
             self._write_recent(layer, key[:, :, 1:], value)
         partials: list[Partial] = []
@@ -198,7 +210,7 @@ class _TokenRun:
             partials += [
                 Partial(several.output[:, :, i : i + 1], several.lse[:, :, i : i + 1]) for i in range(len(seen.mask))
             ]
-        return merge(partials)
+        return partials
 
     def _write_recent(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Put the new key, at its index, and value where those that leave the band were; fill the buffer if need be."""

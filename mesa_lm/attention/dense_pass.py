@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
-from mesa_lm.attention.kernels import Scoring, attend, merge
+from mesa_lm.attention.kernels import Partial, Scoring, attend
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.ranks import merge_runs
 from mesa_lm.methods.base import Method
 
 
@@ -24,6 +25,9 @@ class DensePass:
             encoding: The layers' position encoding.
         """
         self._tokens, self._runs, self._spared = tokens, tokens.neighbours(), encoding.spared
+        # What begins a row is run by every process that shares it.
+        begins = all(tokens.cache.rows[row].length == 0 for row in tokens.rows)
+        self._ranks = None if begins else tokens.cache.ranks
         positions, scales = [], []
         encodings = [encoding.for_input(method, extent) for extent in tokens.extents()]
         self._own_angles: list[Angles] = []  # per row, where they depend on its length
@@ -35,7 +39,7 @@ class DensePass:
             if own is not encoding or encoding.follows_length:
                 self._own_angles.append(own.angles(positions[-1][None]))
             if encoding.follows_length:
-                seen = torch.arange(state.length + tokens.count)
+                seen = state.index()[state.unseen :]
                 distance = seen if state.weave is None else state.weave.position(seen)
                 self._cached_shifts.append(own.shift(distance[None]))
                 self._stored_angles = own.angles(torch.zeros(1, tokens.count))
@@ -54,26 +58,28 @@ class DensePass:
             query, key = rotate(query, angles), rotate(key, angles)
         if self._query_scale is not None:
             query = multiply(query, self._query_scale, self._spared)
-        outputs = [
+        partials = [
             self._attend_run(
                 layer, run, query[run], key[run], value[run], key[run] if stored is None else stored[run], scoring
             )
             for run in self._runs
         ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return merge_runs(partials, [query[run] for run in self._runs], self._ranks)
 
     def _attend_run(
         self, layer: int, run: slice, query: Tensor, key: Tensor, value: Tensor, stored: Tensor, scoring: Scoring
-    ) -> Tensor:
-        """Attend for rows that are neighbours in the cache and hold equally many tokens."""
+    ) -> list[Partial]:
+        """Attend for rows that are neighbours in the cache and hold equally many tokens, to keys that are held here."""
         cache, first = self._tokens.cache, self._tokens.rows[run.start]
-        past, cached = cache.rows[first].length, slice(first, first + run.stop - run.start)
-        cache.write(layer, cached, past, stored, value)
-        own = attend(query, key, value, scoring, causal=True)
-        if past == 0:
-            return own.output
-        keys, values = cache.seen(layer, cached, past)
-        if self._cached_shifts:
-            cos, sin = (torch.cat(tables)[:, :past] for tables in zip(*self._cached_shifts[run], strict=True))
-            keys = rotate(keys, Angles(cos, sin))
-        return merge([attend(query, keys, values, scoring, causal=False), own])
+        state, cached = cache.rows[first], slice(first, first + run.stop - run.start)
+        partials = []
+        if cache.keeps(first):
+            cache.write(layer, cached, state.slots, stored, value)
+            partials.append(attend(query, key, value, scoring, causal=True))
+        if state.seen:
+            keys, values = cache.seen(layer, cached, state.seen)
+            if self._cached_shifts:
+                cos, sin = (torch.cat(tables) for tables in zip(*self._cached_shifts[run], strict=True))
+                keys = rotate(keys, Angles(cos, sin))
+            partials.insert(0, attend(query, keys, values, scoring, causal=False))
+        return partials

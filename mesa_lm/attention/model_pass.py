@@ -53,7 +53,7 @@ class NewTokens:
         kinds = kinds or [None] * len(self.rows)
         states = [self.cache.rows[row] for row in self.rows]
         marks = [
-            (state.length, state.dropped, kinds[i], row - i)
+            (state.length, state.dropped, state.held, kinds[i], row - i)
             for i, (row, state) in enumerate(zip(self.rows, states, strict=True))
         ]
         counts = [len(list(run)) for _, run in groupby(marks)]
@@ -62,11 +62,7 @@ class NewTokens:
     def count_as_cached(self) -> None:
         """Note that keys and values of the new tokens are in the cache."""
         for row in self.rows:
-            state = self.cache.rows[row]
-            state.length += self.count
-            state.dropped, state.dropping = state.dropped + state.dropping, 0
-            if state.recent_len != state.length:
-                state.recent_len = -1
+            self.cache.count(row, self.cache.rows[row].length, self.count, self.cache.keeps(row))
 
 
 class GroupPass(Protocol):

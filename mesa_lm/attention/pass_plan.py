@@ -4,6 +4,7 @@ Every row of the batch is treated by its own length; padding is skipped, not com
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
@@ -13,16 +14,17 @@ from mesa_lm.attention.band_pass import BandPass
 from mesa_lm.attention.cache import WovenCache
 from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.attention.call import ForwardCall, WantedLogits
-from mesa_lm.attention.chunk_pass import MiddleChunksPass
+from mesa_lm.attention.chunk_pass import MiddleChunksPass, chunk_positions
 from mesa_lm.attention.chunk_store import ChunkStore, Shared, split_by_store
 from mesa_lm.attention.decode_pass import DecodePass
 from mesa_lm.attention.dense_pass import DensePass
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
 from mesa_lm.attention.model_pass import GroupPass, ModelPass, NewTokens
+from mesa_lm.attention.ranks import Ranks
 from mesa_lm.attention.window import LayerWindow
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.geometry import Block, Extent, Kept
+from mesa_lm.methods.geometry import Block, Extent, Kept, Layout
 from mesa_lm.methods.weaves import Placement
 
 # Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
@@ -50,10 +52,19 @@ class PassPlan:
 
     Attributes:
         cache: What they fill.
+        ran_alone: (batch, new columns) which columns this process has run and those that share the prompts have not.
+        is_scattered: Whether logits are wanted of columns that one process each runs.
     """
 
     def __init__(
-        self, call: ForwardCall, wanted: WantedLogits, method: Method, layers: Layers, store: ChunkStore | None = None
+        self,
+        call: ForwardCall,
+        wanted: WantedLogits,
+        method: Method,
+        layers: Layers,
+        store: ChunkStore | None = None,
+        ranks: Ranks | None = None,
+        is_offloaded: bool = False,
     ) -> None:
         """Look at the call; nothing is computed yet.
 
@@ -63,12 +74,16 @@ class PassPlan:
             method: Bound to the model.
             layers: The model's layers.
             store: Of middle chunks that prompts may share; None: none.
+            ranks: The processes that share the prompts; None: there are none.
+            is_offloaded: Whether a new cache lies in the host's memory.
 
         Raises:
             ModelError: The mask, the positions or the cache are of a kind that cannot be followed.
         """
         self._columns = call.columns()
-        self.cache = _cache_of(call, method, layers)
+        self.cache = _cache_of(call, method, layers, ranks, is_offloaded)
+        self._ranks, self.is_scattered = ranks, False
+        self.ran_alone = torch.zeros(call.batch, call.new, dtype=torch.bool)
         self._call, self._wanted, self._method, self._layers = call, wanted, method, layers
         self._store = store if call.input_ids is not None and layers.share_chunks else None
         # With bands, tokens see the same in one pass and in several.
@@ -92,7 +107,7 @@ class PassPlan:
         """Yield the passes of prompts of one length, by chunks if the method cuts them."""
         prompt_len = columns.shape[1]
         for row in rows:
-            self.cache.rows[row].prompt_len = prompt_len
+            self.cache.rows[row].prompt_len = self.cache.rows[row].room = prompt_len
         totals = [prompt_len] * len(rows)
         layout = self._method.layout(prompt_len)
         if layout is None:
@@ -101,15 +116,28 @@ class PassPlan:
             return
         last = prompt_len - layout.last_start
         weave = self._method.next_weave(prompt_len, last, prompt_len, None)
+        own = self._own_chunks(rows, columns, layout)
         yield self._appending(rows, columns[:, : layout.first], totals)
         if self._store is not None:
             self._store.start_prompt()
-        for block in layout.blocks(PASS_TOKENS // len(rows)):
-            yield from self._middle_chunks(rows, columns, layout.first, block, weave)
+        for block in layout.blocks(PASS_TOKENS // len(rows), own):
+            yield from self._middle_chunks(rows, columns, layout, block, weave)
+        for row in rows:
+            self.cache.rows[row].length = layout.last_start  # also where others ran the chunks before it
         if weave is not None:
             for row in rows:
                 self.cache.reweave(row, weave, self._layers, end=layout.first)
         yield self._appending(rows, columns[:, layout.last_start :], totals)
+
+    def _own_chunks(self, rows: list[int], columns: Tensor, layout: Layout) -> range | None:
+        """Return which middle chunks of some prompts this process runs; None: all."""
+        if self._ranks is None:
+            return None
+        self.is_scattered |= bool((self._wanted.slot[columns[:, layout.first : layout.last_start]] >= 0).any())
+        own = self._ranks.own(layout.chunks)
+        for row in rows:
+            self.cache.rows[row].room = layout.first + len(own) * layout.width + columns.shape[1] - layout.last_start
+        return own
 
     def _append(self, rows: list[int], columns: Tensor) -> Iterator[PlannedPass]:
         """Yield the passes of new tokens of rows that have a cache, moving its keys where the method says so."""
@@ -149,7 +177,7 @@ class PassPlan:
         return PlannedPass(ModelPass(self._layers, tokens, pass_of), torch.tensor(rows), columns, is_whole)
 
     def _middle_chunks(
-        self, rows: list[int], columns: Tensor, first: int, block: Block, weave: Placement | None
+        self, rows: list[int], columns: Tensor, layout: Layout, block: Block, weave: Placement | None
     ) -> Iterator[PlannedPass]:
         """Yield the passes of some middle chunks but for those that the store holds, which are taken from it."""
         store, prompt_len = self._store, columns.shape[1]
@@ -159,11 +187,15 @@ class PassPlan:
         names: list[bytes] = []
         parts: Iterable[Shared] = [Shared(block, list(range(len(chunks))), [])]
         if store is not None:
-            names = self._chunk_names(store, owners, columns[:, :first].repeat_interleave(block.chunks, 0), chunks)
+            anchors = columns[:, : layout.seen].repeat_interleave(block.chunks, 0)
+            names = self._chunk_names(store, owners, anchors, chunks, chunk_positions(layout, block)[:, 0].tolist())
             parts = split_by_store(store, names, block, unwanted=(self._wanted.slot[chunks] < 0).all(-1).tolist())
         for part in parts:
             tokens = NewTokens(self.cache, rows, part.block.width * part.block.chunks, [prompt_len] * len(rows))
-            middle = MiddleChunksPass(self._layers, tokens, first, part.block, weave, keeps_states=store is not None)
+            self.ran_alone[owners[part.places, None], chunks[part.places]] = self._ranks is not None
+            middle = MiddleChunksPass(
+                self._layers, tokens, self._method, layout, part.block, weave, keeps_states=store is not None
+            )
             if part.states:
                 middle.restore(part.states)
                 continue
@@ -172,24 +204,28 @@ class PassPlan:
                 for place, states in zip(part.places, middle.states(), strict=True):
                     store.keep(names[place], states)
 
-    def _chunk_names(self, store: ChunkStore, owners: Tensor, first: Tensor, chunks: Tensor) -> list[bytes]:
-        """Return what a store finds each chunk by, from the columns of its prompt's first chunk and its own."""
+    def _chunk_names(
+        self, store: ChunkStore, owners: Tensor, anchors: Tensor, chunks: Tensor, positions: list[int]
+    ) -> list[bytes]:
+        """Return what a store finds each chunk by, from the columns of its prompt's anchor and its own."""
         ids = self._call.tokens
         return [
-            store.name(ids[row, beginning], ids[row, own])
-            for row, beginning, own in zip(owners.tolist(), first, chunks, strict=True)
+            store.name(ids[row, anchor], ids[row, own], position)
+            for row, anchor, own, position in zip(owners.tolist(), anchors, chunks, cycle(positions), strict=False)
         ]
 
 
-def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
+def _cache_of(call: ForwardCall, method: Method, layers: Layers, ranks: Ranks | None, is_offloaded: bool) -> WovenCache:
     """Return the cache that a call goes on with: the one it brings, made ours if the untouched model filled it."""
     kept = _kept(method, layers)
     if call.past == 0:
-        return WovenCache(call.batch, kept)
+        return WovenCache(call.batch, ranks, is_offloaded, kept)
     held = woven_layer(call.cache)
     if held is not None:
         if len(held.woven.rows) != call.batch:
             raise ModelError(f"the cache holds {len(held.woven.rows)} rows, the input has {call.batch}")
+        if held.woven.ranks is not ranks:
+            raise ModelError("the cache was filled by other processes than share this prompt; begin with a new cache")
         return held.woven
     assert call.cache is not None
     cached = call.cached_columns()
@@ -199,7 +235,7 @@ def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
             f"the cache holds {longest} tokens that were not run under method {method.name!r}, which does not leave "
             "so many alone; begin with a new cache"
         )
-    cache = WovenCache.from_rotated(call.cache, cached, layers, kept)
+    cache = WovenCache.from_rotated(call.cache, cached, layers, ranks, is_offloaded, kept)
     if method.has_bands:
         for batch, row in enumerate(cache.rows):
             index = torch.arange(row.length)

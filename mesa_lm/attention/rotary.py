@@ -50,6 +50,7 @@ class Rotary(Encoding):
             self.config = copy.copy(module.config)
             self.config.rope_parameters = self.parameters
         self._of_length: dict[int, Rotary] = {}
+        self._of_parameters: dict[str, Rotary] = {}
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -66,6 +67,12 @@ class Rotary(Encoding):
         Source:
             transformers.modeling_rope_utils; nothing is computed here.
         """
+        asked = sorted(parameters.items()), total if parameters.get("rope_type") == "dynamic" else None
+        if repr(asked) not in self._of_parameters:
+            self._of_parameters = {repr(asked): self._scaled(parameters, total)}
+        return self._of_parameters[repr(asked)]
+
+    def _scaled(self, parameters: dict[str, Any], total: int) -> "Rotary":
         config = copy.deepcopy(self.module.config)
         assert not isinstance(config, Tensor | nn.Module)
         merged = {**self.parameters, **parameters}

@@ -121,6 +121,8 @@ def _extended_simple_evaluate(stock: Callable[..., Any]) -> Callable[..., Any]:
         evaluation.check()
         with _as_running(evaluation):
             evaluation.results = stock(*call.args, **call.kwargs)
+            if not getattr(evaluation.lm, "writes", True):  # another process of its gang has the same results
+                evaluation.results = None
         return evaluation.results
 
     return simple_evaluate

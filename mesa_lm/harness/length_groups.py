@@ -28,8 +28,9 @@ from mesa_lm.errors import UsageError
 from mesa_lm.lengths import length_name, split_length_name
 from mesa_lm.models.memory import free_bytes
 
-# Four characters, kept in the table of documents, in the requests made of them and in the samples that are logged.
-BYTES_PER_TOKEN = 12
+# Four characters, kept in the table of documents, in the requests made of them and in the samples that are logged; and
+# the encoded prompt.
+BYTES_PER_TOKEN = 16
 
 
 class LengthName(str):

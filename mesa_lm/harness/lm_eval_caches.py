@@ -5,7 +5,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -37,6 +37,19 @@ def use_own_table(answers: Any, identity: dict[str, Any]) -> None:
     answers.tablename = f"mesa_lm {sha256(readable.encode()).hexdigest()[:16]}"
     answers.conn.execute(f'CREATE TABLE IF NOT EXISTS "{answers.tablename}" (key TEXT PRIMARY KEY, value BLOB)')
     answers["mesa_lm"] = readable  # for whoever opens the file
+
+
+def copy_in_memory(answers: Any, content: Mapping[str, Any]) -> None:
+    """Put a table in memory in the place of lm-eval's file of answers, which another process writes.
+
+    Args:
+        answers: The `SqliteDict` behind `--use_cache`.
+        content: What the table holds.
+    """
+    table = answers.tablename
+    answers.close()
+    answers.__init__(":memory:", tablename=table, autocommit=True)
+    answers.update(content)
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.registry import model_registry
@@ -17,6 +17,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 
 from mesa_lm.demo import MODEL_PATH
 from mesa_lm.errors import ModelError
+from mesa_lm.harness.gangs import check_gang
 from mesa_lm.harness.lm_eval_caches import use_own_table, weights_digest
 from mesa_lm.harness.model_args import (
     check_host_args,
@@ -44,7 +45,7 @@ logger = logging.getLogger("lm_eval.models.mesa_hf")
 HF_KEYWORDS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}
 
 # They change no answer but by rounding.
-_WITHOUT_EFFECT = frozenset({"batch_size", "max_batch_size", "device", "logits_cache"})
+_WITHOUT_EFFECT = frozenset({"batch_size", "max_batch_size", "device", "logits_cache", "cp_size"})
 
 
 class MesaHFLM(ScoringHFLM):
@@ -67,7 +68,13 @@ class MesaHFLM(ScoringHFLM):
     """
 
     def __init__(
-        self, pretrained: Any = None, method: str = "mesa", chunk_store_gib: float | None = None, **kwargs: Any
+        self,
+        pretrained: Any = None,
+        method: str = "mesa",
+        chunk_store_gib: float | None = None,
+        cp_size: int = 1,
+        cache: Literal["offloaded"] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Load a model and attach a method to it.
 
@@ -76,6 +83,8 @@ class MesaHFLM(ScoringHFLM):
             method: The name of the method, one of `mesa_lm.available_methods()`.
             chunk_store_gib: Memory for middle chunks that requests share, in GiB, 0 for none; None: up to an eighth
                 of what is free.
+            cp_size: Processes that share each prompt, for methods that cut prompts into chunks.
+            cache: As for `extrapolate`.
             **kwargs: The method's parameters, and everything that `hf` accepts.
 
         Raises:
@@ -85,6 +94,7 @@ class MesaHFLM(ScoringHFLM):
         self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
         self.stock_calls = isinstance(self.method, Origin)
         check_store(chunk_store_gib)
+        check_gang(cp_size, self.method, others)
         check_host_args(others)
         if others.get("token"):
             logger.warning(
@@ -103,9 +113,10 @@ class MesaHFLM(ScoringHFLM):
             raise ModelError("quantization_config works while weights are loaded; the given model is loaded already")
         if not torch.cuda.is_available():
             others.setdefault("device", "cpu")  # hf's own default fails on a machine without a GPU
-        self._store_gib = chunk_store_gib
+        self._store_gib, self._cache_place = chunk_store_gib, cache
         self.handle: Handle | None = None
         super().__init__(pretrained=pretrained, **others)
+        self.join_gang(cp_size)
         self._adopt(self.method, self._attached(self.method))
 
     def switch(self, method: Method) -> None:
@@ -136,7 +147,7 @@ class MesaHFLM(ScoringHFLM):
         base = getattr(self.model, "get_base_model", lambda: self.model)()
         if isinstance(method, Origin) and not isinstance(base, PreTrainedModel):
             return None
-        return extrapolate(self.model, method)
+        return extrapolate(self.model, method, process_group=self.gang, cache=self._cache_place)
 
     def _adopt(self, method: Method, handle: Handle | None) -> None:
         """Answer requests with a method that has been attached."""
@@ -144,11 +155,12 @@ class MesaHFLM(ScoringHFLM):
         self.method = method if handle is None else handle.method
         if handle is None:
             return
-        store = free_bytes(self.model.device) // 8 if self._store_gib is None else int(self._store_gib * 2**30)
+        free = free_bytes(self.model.device) // 8 // (self.gang_size if self.model.device.type == "cpu" else 1)
+        store = free if self._store_gib is None else int(self._store_gib * 2**30)
         handle.reuse_chunks(store)
-        handle.on_pass = self.bar.note_pass
+        handle.on_pass = lambda tokens: self.bar.note_pass(tokens * self.gang_size)  # the others run as many
         # `hf` gives every request a call of its own, and so do all methods within the training length.
-        if handle.keeps_beginnings and not self.stock_calls:
+        if handle.keeps_beginnings and not self.stock_calls and self.gang is None:
             self.share_beyond = self._describe()["train_length"]
 
     # Loading. HFLM calls these in order: config, backend, tokenizer, model.
@@ -262,6 +274,7 @@ class MesaHFLM(ScoringHFLM):
                 "version": version("mesa-lm"),
             }
             use_own_table(cache_hook.dbdict, identity)
+            self.share_answers(cache_hook.dbdict)
         super().set_cache_hook(cache_hook)
 
 

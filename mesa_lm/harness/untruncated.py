@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from mesa_lm.harness.batching import largest_batch, padded
+from mesa_lm.harness.gangs import GangHFLM
 from mesa_lm.harness.left_out_logs import left_out
 from mesa_lm.harness.lm_eval_caches import interruption_reported
 from mesa_lm.harness.progress_bar import RequestBar
@@ -24,7 +24,7 @@ UNLIMITED = 10**12
 CPU_BATCH_TOKENS = 16384
 
 
-class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
+class UncutHFLM(GangHFLM):
     """lm-eval's `hf` for inputs of any length.
 
     Attributes:
@@ -44,6 +44,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         """
         self.truncated_samples = 0
         self._cut = 0
+        self._prompts: dict[str, Tensor] = {}
         self.bar = RequestBar()
         super().__init__(**kwargs)
 
@@ -51,6 +52,12 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
     def max_length(self) -> int:
         """The most tokens that a request may have; unlimited where the user set nothing."""
         return self._max_length or UNLIMITED
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """Encode a text as `hf` does; prompts that are generated from have been encoded already."""
+        known = self._prompts.get(string)
+        encoded: list[int] = super().tok_encode(string, *args, **kwargs) if known is None else known.tolist()
+        return encoded
 
     def tok_batch_encode(
         self,
@@ -73,7 +80,8 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
         encode = super().tok_batch_encode
         rows = []
         for string in strings:
-            whole = encode([string])[0][0]
+            known = self._prompts.get(string)
+            whole = encode([string])[0][0] if known is None else known.long()
             row = encode([string], truncation=True)[0][0] if truncation else whole
             row = row[-left_truncate_len:] if left_truncate_len else row
             self._cut += len(row) < len(whole)
@@ -102,13 +110,25 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
 
         self._cut = 0
         size = self.batch_size
-        if size == "auto":
-            longest = min(self.max_length, max(map(length, requests), default=1))
-            size = self._largest_batch(generate, len(requests), longest)
-        with self._fixed_batch_size(size), self._progress("Generating", len(requests), disable_tqdm):
-            answers: list[str] = super().generate_until(requests, disable_tqdm=True)
+        with self._encoded_once([request.args[0] for request in requests]):
+            if size == "auto":
+                longest = min(self.max_length, max(map(length, requests), default=1))
+                size = self._largest_batch(generate, len(requests), longest)
+            with self._fixed_batch_size(size), self._progress("Generating", len(requests), disable_tqdm):
+                answers: list[str] = super().generate_until(requests, disable_tqdm=True)
         self._add_truncated(self._cut)
         return answers
+
+    @contextmanager
+    def _encoded_once(self, prompts: Sequence[str]) -> Iterator[None]:
+        """Encode prompts for the duration; `hf` does it to sort them and once more, seconds for a million tokens."""
+        encode = super().tok_batch_encode
+        try:
+            if not self.stock_calls:  # those are `hf`'s own in everything
+                self._prompts = {prompt: encode([prompt])[0][0].int() for prompt in dict.fromkeys(prompts)}
+            yield
+        finally:
+            self._prompts = {}
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         if not self.stock_calls:
@@ -134,7 +154,7 @@ class UncutHFLM(HFLM):  # type: ignore[misc]  # lm-eval publishes no types
     @contextmanager
     def _progress(self, what: str, count: int, disable: bool) -> Iterator[None]:
         """Show the bar, in one of several processes, and say at Ctrl-C what is kept."""
-        shown = self.bar.over(what, count, hidden=disable or self.rank != 0)
+        shown = self.bar.over(what, count, hidden=disable or self.rank != 0 or not self.writes)
         with shown, interruption_reported(self.cache_hook.dbdict):
             yield
 

@@ -164,6 +164,16 @@ class Method:
         """Whether the method is executed by its `bands`."""
         return type(self).bands is not Method.bands
 
+    @property
+    def cuts_prompts(self) -> bool:
+        """Whether the method cuts prompts into chunks, so that several processes can share one."""
+        return type(self).layout is not Method.layout
+
+    @property
+    def scales_frequencies(self) -> bool:
+        """Whether the model's rotary frequencies are exchanged for those of `rope_parameters`."""
+        return type(self).rope_parameters is not Method.rope_parameters
+
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any] | None:
         """Return the rope parameters to run with, merged into those of the model; None: the model's own.
 

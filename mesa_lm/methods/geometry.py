@@ -27,24 +27,45 @@ class Layout:
         width: Width of the middle chunks in tokens.
         middle: Number of middle chunks of that width.
         narrow: Width of one more, narrower middle chunk after them; 0 for none.
+        anchor: How many tokens of the first chunk every middle chunk sees; None: all.
+        numbers_anew: Whether middle chunks take the positions that follow the anchor's, wherever they stand; else
+            their true ones.
     """
 
     first: int
     width: int
     middle: int
     narrow: int = 0
+    anchor: int | None = None
+    numbers_anew: bool = True
+
+    @property
+    def seen(self) -> int:
+        """Tokens of the first chunk that every middle chunk sees."""
+        return self.first if self.anchor is None else self.anchor
 
     @property
     def last_start(self) -> int:
         """Index of the last chunk's first token."""
         return self.first + self.width * self.middle + self.narrow
 
-    def blocks(self, most_tokens: int) -> Iterator[Block]:
-        """Cut the middle chunks into blocks of at most that many tokens, but at least one chunk."""
-        per_block = max(1, most_tokens // max(1, self.width))
-        for chunk in range(0, self.middle, per_block):
-            yield Block(self.first + chunk * self.width, self.width, min(per_block, self.middle - chunk))
-        if self.narrow:
+    @property
+    def chunks(self) -> int:
+        """Number of middle chunks, the narrower one included."""
+        return self.middle + bool(self.narrow)
+
+    def blocks(self, most_tokens: int, own: range | None = None) -> Iterator[Block]:
+        """Cut the middle chunks into blocks of at most that many tokens, but at least one chunk.
+
+        Args:
+            most_tokens: See above.
+            own: Neighbouring chunks that are wanted; None: all.
+        """
+        own = range(self.chunks) if own is None else own
+        per_block, end = max(1, most_tokens // max(1, self.width)), min(own.stop, self.middle)
+        for chunk in range(own.start, end, per_block):
+            yield Block(self.first + chunk * self.width, self.width, min(per_block, end - chunk))
+        if self.narrow and self.middle in own:
             yield Block(self.last_start - self.narrow, self.narrow, 1)
 
 

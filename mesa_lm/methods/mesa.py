@@ -105,8 +105,10 @@ class Mesa(MesaChunks):
         left_over = rest - width * middle
         # Rounding leaves up to one token per chunk: in very long prompts more than the last chunk has positions for.
         near = max(self.extrapolated_position, last + left_over)
-        narrow = left_over if self.extrapolated_width == "auto" and self._room(near) < 1 else 0
-        return Layout(first=first, width=width, middle=middle, narrow=narrow)
+        if self.extrapolated_width != "auto" or self._room(near) >= 1:
+            return Layout(first=first, width=width, middle=middle)
+        more, narrow = divmod(left_over, width)
+        return Layout(first=first, width=width, middle=middle + more, narrow=narrow)
 
     @override
     def next_weave(self, kv_len: int, new: int, prompt_len: int, current: Placement | None) -> Placement | None:

@@ -17,6 +17,7 @@ from mesa_lm.methods.rerope import ReRoPE
 from mesa_lm.methods.rope_scaling import LinearScaling, NTKScaling, YaRN
 from mesa_lm.methods.self_extend import SelfExtend
 from mesa_lm.methods.stair import StairPE
+from mesa_lm.methods.star import Star
 from mesa_lm.methods.streaming_llm import StreamingLLM
 
 # Classes of one name are variants of a method: the first is its default, the others are chosen by `variant`.
@@ -35,6 +36,7 @@ METHODS: tuple[type[Method], ...] = (
     NTKScaling,
     LinearScaling,
     YaRN,
+    Star,
 )
 
 
@@ -111,3 +113,20 @@ def create(kind: type[Method], options: dict[str, Any]) -> Method:
         if option not in allowed:
             raise MethodError(unknown_name(f"parameter of method {name!r}", option, allowed))
     return kind(**options)
+
+
+def check_cuts_prompts(method: Method, asked: str) -> None:
+    """Refuse a method for what is made for chunks of prompts.
+
+    Args:
+        method: The method.
+        asked: The option that needs chunks.
+
+    Raises:
+        MethodError: It does not cut prompts into chunks.
+    """
+    if not method.cuts_prompts:
+        allowed = ", ".join(name for name, kind in available_methods().items() if kind.layout is not Method.layout)
+        raise MethodError(
+            f"{asked} is for methods that cut prompts into chunks, which {method.name!r} does not (allowed: {allowed})"
+        )

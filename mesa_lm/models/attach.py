@@ -12,9 +12,10 @@ import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -23,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.attention.call import ForwardCall
 from mesa_lm.attention.layer_groups import Layers
+from mesa_lm.attention.ranks import Ranks
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
@@ -32,7 +34,8 @@ from mesa_lm.models.growing_cache import with_growing_cache
 from mesa_lm.models.handle import Handle, refuse_second
 from mesa_lm.models.inspection import attention_modules, known_train_length, layers_of
 from mesa_lm.models.pass_runner import PassRunner, autocast_dtype
-from mesa_lm.models.refusals import refuse_cache, refuse_other_heads, refuse_training
+from mesa_lm.models.process_groups import ranks_of, refuse_windows
+from mesa_lm.models.refusals import check_cache_place, refuse_cache, refuse_other_heads, refuse_training
 from mesa_lm.models.remote_code import keeping_logits
 from mesa_lm.models.replacing import replace_method
 from mesa_lm.models.static_rope import StaticRopeHandle
@@ -53,8 +56,17 @@ class UntouchedHandle(Handle):
 class PassHandle(Handle):
     """A model that runs pass by pass where the method does not leave an input alone."""
 
-    def __init__(self, model: PreTrainedModel, method: Method, layers: Layers, attention: list[nn.Module]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        method: Method,
+        layers: Layers,
+        attention: list[nn.Module],
+        ranks: Ranks | None = None,
+        is_offloaded: bool = False,
+    ) -> None:
         super().__init__(model, method, layers)
+        self._ranks, self._is_offloaded = ranks, is_offloaded
         self._runner, self._attention = PassRunner(model, layers, attention), attention
         self._placed = _placement(model)
         self._lock = RLock()  # while a pass runs, the model's attention is exchanged: no other call must meet it
@@ -85,8 +97,12 @@ class PassHandle(Handle):
             refuse_training(self.model, self.method, call)
             self._warn_beyond(longest)
             self._follow_model()
+            if self._ranks is not None:
+                self._ranks.check_alike(call)
             try:
-                result = self._runner.run(call, self.method, own, self.store, self._note_pass)
+                result = self._runner.run(
+                    call, self.method, own, self.store, self._ranks, self._is_offloaded, self._note_pass
+                )
             finally:
                 self.columns = None
             return self._returned(result, arguments)
@@ -197,12 +213,23 @@ def forward_call(arguments: dict[str, Any], config: Any) -> ForwardCall:
     )
 
 
-def extrapolate(model: nn.Module, method: str | Method | type[Method], **options: Any) -> Handle:
+def extrapolate(
+    model: nn.Module,
+    method: str | Method | type[Method],
+    *,
+    process_group: dist.ProcessGroup | None = None,
+    cache: Literal["offloaded"] | None = None,
+    **options: Any,
+) -> Handle:
     """Attach a method to a model; the model then computes it in `forward` and `generate`.
 
     Args:
         model: A transformers causal language model, or a PEFT or compiled model around one.
         method: A name of `available_methods()`, or a method with its parameters.
+        process_group: Processes that share every prompt, each with the same weights and the same calls; the method must
+            cut prompts into chunks. None: this process has its prompts to itself.
+        cache: "offloaded": beyond what the method leaves alone, keys and values lie in the host's memory, and a layer's
+            are on its device while it runs; for methods that cut prompts into chunks. None: with their layers.
         **options: Parameters by name, if `method` is a name or a class.
 
     Returns:
@@ -210,7 +237,8 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
 
     Raises:
         MethodError: Unknown method or parameter, or parameters that do not fit the model.
-        ModelError: The model is not supported, or has a method attached already. The model then is as it was.
+        ModelError: The model is not supported, alone or with a process group, or has a method attached already. The
+            model then is as it was.
     """
     asked = _created(method, options)
     base = _base_model(model)
@@ -218,6 +246,8 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
         refuse_other_heads(base)
         check_supported(base.config, asked)
     bound = asked.bind(base.config)
+    ranks = ranks_of(process_group, bound)
+    check_cache_place(cache, bound, base.device)
     refuse_second(base)
     handle: Handle
     if isinstance(bound, Origin):
@@ -225,8 +255,11 @@ def extrapolate(model: nn.Module, method: str | Method | type[Method], **options
     else:
         attention = attention_modules(base)
         layers = layers_of(base, getattr(bound, "train_length", None) or known_train_length(base.config))
-        kind = StaticRopeHandle if bound.static_rope else PassHandle
-        handle = kind(base, bound, layers, attention)
+        if bound.static_rope:
+            handle = StaticRopeHandle(base, bound, layers, attention)
+        else:
+            refuse_windows(ranks, layers, base.config)
+            handle = PassHandle(base, bound, layers, attention, ranks, cache is not None)
     handle.attach()
     return handle
 

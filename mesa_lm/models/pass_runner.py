@@ -25,6 +25,7 @@ from mesa_lm.attention.kernels import Scoring
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.model_pass import ModelPass
 from mesa_lm.attention.pass_plan import PassPlan
+from mesa_lm.attention.ranks import Ranks
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.models.families import family_of
@@ -141,6 +142,8 @@ class PassRunner:
         method: Method,
         forward: Callable[..., Any],
         store: ChunkStore | None = None,
+        ranks: Ranks | None = None,
+        is_offloaded: bool = False,
         before_pass: Callable[[Tensor], None] = lambda columns: None,
     ) -> CausalLMOutputWithPast:
         """Compute logits and cache of a call.
@@ -150,6 +153,8 @@ class PassRunner:
             method: Bound to the model.
             forward: The model's own; takes logits_to_keep.
             store: Of middle chunks that prompts may share; None: none.
+            ranks: The processes that share the prompts; None: there are none.
+            is_offloaded: Whether a new cache lies in the host's memory.
             before_pass: Called before every pass with the (rows, len) input columns of its tokens.
 
         Raises:
@@ -160,7 +165,7 @@ class PassRunner:
         fused = self._model.config._attn_implementation != "eager"
         with torch.no_grad(), self._own_attention():
             wanted = WantedLogits(call)
-            plan = PassPlan(call, wanted, method, self._layers, store)
+            plan = PassPlan(call, wanted, method, self._layers, store, ranks, is_offloaded)
             logits: Tensor | None = None
             for planned in plan.passes():
                 before_pass(planned.columns)
@@ -171,6 +176,9 @@ class PassRunner:
                 tokens, kept = call.part(rows, columns), wanted.of(columns)
                 output = self._run_pass(planned.model_pass, fused, forward, **tokens, logits_to_keep=kept)
                 wanted.put(rows, columns, output)
+            if plan.is_scattered:
+                assert ranks is not None
+                wanted.gather(plan.ran_alone, ranks.rank == 0, ranks.add_up)
             if logits is None:
                 logits = wanted.result()
         # As in transformers, a cache that is given is filled, whether or not it is asked for in return.

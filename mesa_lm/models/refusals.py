@@ -14,8 +14,9 @@ from transformers.cache_utils import (
 
 from mesa_lm.attention.cache_layer import WovenLayer
 from mesa_lm.attention.call import ForwardCall
-from mesa_lm.errors import ModelError
+from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.methods.base import Method
+from mesa_lm.methods.registry import check_cuts_prompts
 from mesa_lm.models.growing_cache import GrowingLayer
 
 # What these hold are the keys and values that the model computed, all of them or those inside a window.
@@ -63,6 +64,27 @@ def refuse_cache(cache: Cache, method: Method) -> None:
     raise ModelError(
         f"method {method.name!r} cannot fill {kind}{layers} where it changes attention; give a DynamicCache, or none"
     )
+
+
+def check_cache_place(cache: object, method: Method, device: torch.device) -> None:
+    """Refuse to keep keys and values elsewhere than with their layers where that is impossible or pointless.
+
+    Args:
+        cache: What the user asked for; None: nothing.
+        method: Bound to the model.
+        device: Of the model.
+
+    Raises:
+        UsageError: It is not "offloaded", or the model itself lies in the host's memory.
+        MethodError: The method does not cut prompts into chunks.
+    """
+    if cache is None:
+        return
+    if cache != "offloaded":
+        raise UsageError(f"cache must be 'offloaded', or left out, found {cache!r}")
+    check_cuts_prompts(method, "cache=offloaded")
+    if device.type == "cpu":
+        raise UsageError("cache=offloaded keeps keys and values in the host's memory, where this model is already")
 
 
 def refuse_training(model: PreTrainedModel, method: Method, call: ForwardCall) -> None:

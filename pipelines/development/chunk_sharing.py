@@ -8,7 +8,7 @@ context.
 
 import json
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -51,7 +51,7 @@ def compare_sharing(
     first = MesaHFLM(pretrained=model, method=method, batch_size=1)
     requests = shared_requests(tokens, questions, choices, first.model.config.vocab_size)
     first._loglikelihood_tokens(requests[:1], disable_tqdm=True)  # starts threads and kernels
-    parameters = {}
+    parameters: dict[str, Any] = {}
     if isinstance(first.method, Mesa):
         assert first.method.train_length is not None and first.method.first_chunk is not None
         parameters["chunk_width"] = first.method.train_length - first.method.first_chunk

@@ -4,7 +4,8 @@
 
 runs `lm_eval` with these arguments in this process and prints JSON: seconds from the interpreter's start to the end,
 those of the evaluation (from the loaded model on: data sets, tokenising, model, scoring) and those inside the model:
-its forward and `generate`, and the output layer where that is called by itself.
+its forward and `generate`, and the output layer where that is called by itself; and the peak of the resident set, as
+Linux counts it.
 """
 
 import functools
@@ -20,6 +21,7 @@ from lm_eval.__main__ import cli_evaluate
 
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.task_manager import TaskManager
+from mesa_lm.models.memory import status_bytes
 
 
 def main() -> None:
@@ -61,6 +63,7 @@ def main() -> None:
         "model_s": round(spent["model"], 2),
         "share_of_evaluation": round(spent["model"] / spent["evaluation"], 3),
         "share_of_total": round(spent["model"] / total, 3),
+        "peak_gib": round(status_bytes("VmHWM") / 2**30, 2),
     }
     print(json.dumps(found))
 

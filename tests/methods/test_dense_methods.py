@@ -129,7 +129,7 @@ def test_detaching_restores_the_model(name):
 def test_short_inputs_are_left_to_the_model():
     model = tiny_model()
     untouched = {"rerope": 11, "leaky_rerope": 11, "stair": 12, "self_extend": 10, "lm_infinite": 41, "dual_chunk": 25}
-    for name, length in {**untouched, "streaming_llm": 41, "dynamic_ntk": 41}.items():
+    for name, length in {**untouched, "streaming_llm": 41, "dynamic_ntk": 41, "star": 20}.items():
         ids = random_ids(length)[None]
         before = model(ids).logits
         with mesa_lm.extrapolate(model, name) as handle:
@@ -148,6 +148,8 @@ def test_short_inputs_are_left_to_the_model():
         ("linear", {"factor": 3}, 123),
         ("ntk", {"factor": 3}, 123),
         ("yarn", {"factor": 3}, 123),
+        ("star", {}, 41),
+        ("star", {"scaling": "yarn", "factor": 3}, 123),
     ],
 )
 def test_inputs_longer_than_the_setting_serves_are_warned_about_once(name, options, longest, caplog):
@@ -163,7 +165,7 @@ def test_inputs_longer_than_the_setting_serves_are_warned_about_once(name, optio
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(mesa_lm.available_methods()) - {"origin", "linear", "ntk", "yarn", "self_extend"})
+    "name", sorted(set(mesa_lm.available_methods()) - {"origin", "linear", "ntk", "yarn", "self_extend", "star"})
 )
 def test_defaults_serve_inputs_of_any_length(name, caplog):
     model = tiny_model()

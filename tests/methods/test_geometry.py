@@ -64,6 +64,17 @@ def test_layout_covers_the_prompt(prompt, length, width):
 
 
 @given(prompt=st.integers(2049, 3_000_000), length=st.sampled_from((64, 512, 2048)))
+@example(prompt=262_111, length=512)
+@example(prompt=1_048_535, length=512)
+def test_no_chunk_is_wider_than_its_positions(prompt, length):
+    method = mesa_lm.Mesa().bind(Config(length))
+    layout = method.layout(prompt)
+    assert layout.first + layout.width <= length and layout.narrow < layout.width
+    woven = method.next_weave(prompt, prompt - layout.last_start, prompt, None)
+    assert prompt - layout.last_start <= woven.near < length
+
+
+@given(prompt=st.integers(2049, 3_000_000), length=st.sampled_from((64, 512, 2048)))
 @example(prompt=125_053, length=512)
 @example(prompt=2_100_000, length=2048)
 def test_auto_width_keeps_positions_inside_the_training_length(prompt, length):
