@@ -29,7 +29,7 @@ class Target(NamedTuple):
     Attributes:
         method: The method.
         length: Label of the prompt's length.
-        what: "prefill" or "decode", against `origin`; "floor" of the prefill; "memory", which is enough or not.
+        what: "prefill" or "decode", against `origin`; "floor" of the prefill; "memory", which is not enough (1) or is.
         most: The largest ratio.
     """
 
@@ -53,7 +53,7 @@ def targets(long: str, middle: str, longest: str) -> list[Target]:
         Target("mesa", long, "floor", 1.3),
         Target("mesa", long, "decode", 1.1),
         *(Target(name, middle, "prefill", 2.2) for name in TWO_BANDS),
-        Target("mesa", longest, "memory", 1.0),
+        Target("mesa", longest, "memory", 0.0),
     ]
 
 
@@ -93,7 +93,7 @@ def run_stage(folder: Path, arguments: Sequence[str], limit_s: float) -> None:
 
 
 def measured(folder: Path, target: Target) -> float | None:
-    """Return how far a method is: a ratio, for memory 1 or infinity; None where nothing was measured.
+    """Return how far a method is: a ratio, for memory 0 if it was enough and 1 if not; None: nothing was measured.
 
     Args:
         folder: Of the stages of a shape.
@@ -104,13 +104,15 @@ def measured(folder: Path, target: Target) -> float | None:
     if own is None:
         return None
     if target.what == "memory":
-        return float("inf") if own["oom"] else 1.0
+        return float(own["oom"])
     if target.what == "floor":
-        return own.get("floor_ratio")
+        floor: float | None = own.get("floor_ratio")
+        return floor
     if origin is None or own["oom"] or origin["oom"]:
         return None
     name = f"{target.what}_s"
-    return median(one / other for one, other in zip(own[name], origin[name], strict=True))
+    ratios: list[float] = [one / other for one, other in zip(own[name], origin[name], strict=True)]
+    return median(ratios)
 
 
 def _cells(stage: Path) -> Iterator[tuple[str, dict[str, Any]]]:
