@@ -127,19 +127,10 @@ bench-lm-eval: .venv/installed ## shares of time of an lm_eval run
 check-gpu: .venv/installed-test ## tests that need a GPU
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -m gpu
 
-# One stage per shape and length; called again it goes on where it was interrupted. Lengths that run out of memory are
-# results; beyond 128k tokens plain attention would take longer than all else together.
-GPU_SHAPES := llama-2-7b llama-3-8b
-GPU_LENGTHS := 4k 8k 16k 32k 64k 128k 256k 512k
-GPU_OPTIONS := --dtypes bfloat16 --device cuda
+# One stage of at most eight minutes per shape and length; called again it goes on where it was interrupted. Lengths that
+# run out of memory are results. The last lines are the targets.
 bench-gpu: .venv/installed ## 7B and 8B shapes on a GPU with 80 GB or more
-	for shape in $(GPU_SHAPES); do for length in $(GPU_LENGTHS); do \
-		out=results/bench/gpu/$$shape/$$length; \
-		case $$length in 256k|512k) methods="mesa";; 32k) methods="stock origin mesa rerope streaming_llm";; \
-			*) methods="stock origin mesa";; esac; \
-		test -d $$out || { rm -rf $$out.part; $(BIN)/mesa-lm bench --out $$out.part --shape $$shape $(GPU_OPTIONS) --lengths $$length \
-			$$(printf -- '--method %s ' $$methods) && mv $$out.part $$out; } || exit; \
-	done; done
+	$(BIN)/python -m mesa_lm.pipelines.development.gpu_targets results/bench/gpu
 	$(BIN)/mesa-lm plot results/bench/gpu --metric prefill_s --out results/bench/gpu/prefill.png
 
 wheel: .venv/pyvenv.cfg ## build dist/*.whl

@@ -36,9 +36,10 @@ class GrowingLayer(DynamicLayer):
         Returns:
             All keys and values.
         """
-        # What is written in place has no gradient; and at an odd alignment kernels may add up in another order.
+        # What is written in place has no gradient, and is no part of a graph; and at an odd alignment kernels may add
+        # up in another order.
         aligned = key_states.shape[-1] * key_states.element_size() % _ALIGNMENT == 0
-        if torch.is_grad_enabled() or not aligned:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not aligned:
             kept: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
             return kept
         if not self.is_initialized:

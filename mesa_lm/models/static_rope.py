@@ -42,9 +42,11 @@ class StaticRopeHandle(Handle):
         growing = with_growing_cache(forward, self.model)
 
         def scaled(*args: Any, **kwargs: Any) -> Any:
-            self._warn_beyond(input_length(args, kwargs))
-            if torch.compiler.is_compiling():  # what follows is no part of a graph
+            if (
+                torch.compiler.is_compiling()
+            ):  # what follows is no part of a graph, a static cache's length least of all
                 return growing(*args, **kwargs)
+            self._warn_beyond(input_length(args, kwargs))
             with frequencies_of(self.method):
                 output = growing(*args, **kwargs)
             returned = given_cache(output, {}) if isinstance(output, tuple) else given_cache((), output)

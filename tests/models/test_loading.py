@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from helpers import decode, random_ids
+from transformers.cache_utils import DynamicCache, StaticCache
 from zoo import VARIANTS, T, tiny
 
 import mesa_lm
@@ -122,6 +123,25 @@ def test_a_missing_back_end_is_one_line_before_the_weights_load(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not read")
     with pytest.raises(ModelError, match=r"^cannot load the model .*FlashAttention2 .* installed\.$"):
         MesaHFLM(str(tmp_path), tokenizer=str(MODEL_PATH), attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+@pytest.mark.parametrize("method", ["origin", "ntk"])
+def test_decoding_is_one_graph_where_it_is_that_of_the_plain_model(method, kind):
+    """As CUDA graphs and `mode="reduce-overhead"` need it; of the other methods nothing beyond T is compiled."""
+    torch._dynamo.reset()
+    model, ids = tiny("llama", num_hidden_layers=1), random_ids(T + 13)[None]
+
+    def logits(call):
+        cache = DynamicCache() if kind == "dynamic" else StaticCache(config=model.config, max_cache_len=2 * T)
+        model(ids[:, : T + 9], past_key_values=cache)
+        return torch.cat([call(token.view(1, 1), past_key_values=cache).logits for token in ids[0, T + 9 :]])
+
+    with torch.no_grad(), mesa_lm.extrapolate(model, method):
+        expected = logits(model)
+        found = logits(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(
