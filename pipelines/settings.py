@@ -33,6 +33,13 @@ class ModelEntry(Section):
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     args: dict[str, Any] = Field({}, description="other arguments of mesa-hf, such as parallelize")
 
+    @field_validator("args")
+    @classmethod
+    def _gangs_are_of_workers(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if "cp_size" in args:
+            raise ValueError("cp_size is a setting of the workers: workers.cp_size")
+        return args
+
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of mesa-hf; defaults are left out, as a user of lm_eval would."""
