@@ -38,11 +38,13 @@ class ModelEntry(Section):
 
     @field_validator("args")
     @classmethod
-    def _none_of_a_method(cls, args: dict[str, Any]) -> dict[str, Any]:
+    def _none_of_another_section(cls, args: dict[str, Any]) -> dict[str, Any]:
         # A worker changes the method of its model: they would hold for the first one alone.
         owned = {name for kind in available_methods().values() for name in parameter_names(kind)} | {"method"}
         if wrong := sorted(owned & set(args)):
             raise ValueError(f"{', '.join(wrong)} belongs to a method; give it in the entry of methods")
+        if "cp_size" in args:
+            raise ValueError("cp_size is a setting of the workers: workers.cp_size")
         return args
 
     @property

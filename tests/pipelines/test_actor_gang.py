@@ -84,6 +84,11 @@ def test_methods_that_share_no_prompts_are_refused(tmp_path):
         sweep_of(tmp_path / "a", "methods=[mesa, rerope]")
 
 
+def test_gangs_are_of_workers(tmp_path):
+    with pytest.raises(UsageError, match="args: cp_size is a setting of the workers: workers.cp_size"):
+        sweep_of(tmp_path / "a", "models=[{args: {cp_size: 2}}]")
+
+
 def test_gangs_do_not_change_shards(tmp_path):
     sweep, alone = sweep_of(tmp_path / "a"), sweep_of(tmp_path / "b", "workers.cp_size=1")
     assert [shard.key for shard in plan_shards(sweep)] == [shard.key for shard in plan_shards(alone)]
