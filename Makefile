@@ -1,6 +1,6 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: help run test check lint types doc-tables demo-model comparison figures bench bench-mesa bench-methods bench-sharing bench-lm-eval check-gpu bench-gpu \
+.PHONY: help run test test-lowest test-latest check lint types doc-tables demo-model comparison figures bench bench-mesa bench-methods bench-sharing bench-lm-eval check-gpu bench-gpu \
 	wheel hook-cost
 .DELETE_ON_ERROR:
 
@@ -17,6 +17,14 @@ run: .venv/installed ## evaluate the demo model, as the README shows
 
 test: .venv/installed-test ## run the fast tests
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
+
+# In venvs of their own, which uv fills; PYTEST_ADDOPTS chooses tests, UV_TORCH_BACKEND=cpu spares CUDA's packages,
+# UV_PRERELEASE=allow brings what is not released yet.
+test-lowest: .venv-lowest/installed ## run them on the oldest versions that pyproject.toml permits
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-lowest/bin/python -m pytest
+
+test-latest: .venv-latest/installed ## run them on the newest
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-latest/bin/python -m pytest
 
 check: lint types test ## all that a change must pass
 
@@ -127,4 +135,12 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 
 .venv/installed-%: $(SETUP) | .venv/pyvenv.cfg
 	$(INSTALL) ".[$*]"
+	@touch $@
+
+.venv-lowest/installed: RESOLUTION := lowest-direct
+.venv-latest/installed: RESOLUTION := highest
+.venv-%/installed: $(SETUP)
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check uv
+	.venv-$*/bin/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable ".[test]"
 	@touch $@
