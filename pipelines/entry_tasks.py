@@ -19,6 +19,7 @@ from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.harness.sources import task_digest
 from mesa_lm.harness.task_manager import TaskManager
 from mesa_lm.harness.tokenizing import NAMING, TextEncoding, evaluated_model, load_tokenizer
+from mesa_lm.pipelines.mapped_documents import map_documents
 from mesa_lm.pipelines.settings import ModelEntry, Sweep, TaskEntry
 
 SHOWN = 300  # characters of an error that is not ours
@@ -46,6 +47,8 @@ class EntryTaskManager(TaskManager):
             named = any((self.metadata or {}).get(name) for name in NAMING)
             with evaluated_model(None if named else _demo_encoding):
                 self._whole = super().load(self.match_tasks([self._asked]))
+            for task in self._whole["tasks"].values():
+                map_documents(task)
         names = spec if isinstance(spec, list) else [spec]
         tasks = self._whole["tasks"]
         if all(name in tasks for name in names):
