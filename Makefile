@@ -15,16 +15,18 @@ help: ## list the targets
 run: .venv/installed ## evaluate the demo model, as the README shows
 	$(BIN)/lm_eval --model mesa-hf --tasks passkey_long
 
+# Two at a time, each file by one process, in the order of the folders: the long files of pipelines come early enough.
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 test: .venv/installed-test ## run the fast tests
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest $(TWO_PROCESSES)
 
 # In venvs of their own, which uv fills; PYTEST_ADDOPTS chooses tests, UV_TORCH_BACKEND=cpu spares CUDA's packages,
 # UV_PRERELEASE=allow brings what is not released yet.
 test-lowest: .venv-lowest/installed ## run them on the oldest versions that pyproject.toml permits
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-lowest/bin/python -m pytest
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-lowest/bin/python -m pytest $(TWO_PROCESSES)
 
 test-latest: .venv-latest/installed ## run them on the newest
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-latest/bin/python -m pytest
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-latest/bin/python -m pytest $(TWO_PROCESSES)
 
 check: lint types test ## all that a change must pass
 
