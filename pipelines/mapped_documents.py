@@ -48,6 +48,8 @@ def map_documents(task: Task) -> None:
             return
     task.task_docs = task.eval_docs
     sampler = getattr(task, "sampler", None)
-    shown = task.fewshot_docs() if sampler is not None else None
+    if sampler is None:
+        return
+    shown = task.fewshot_docs()
     if isinstance(shown, Dataset) and len(shown) == len(sampler.df):
         sampler.df = Rows(shown)
