@@ -1,7 +1,7 @@
 # `make run` and `make test` do all of their set-up themselves; they need make and Python 3.11 or newer.
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a machine without GPU the CUDA packages.
-.PHONY: help run million test check lint types doc-tables demo-model comparison million-figure figures bench bench-mesa bench-methods bench-sharing \
-	bench-long bench-ranks bench-lm-eval check-gpu bench-gpu wheel hook-cost
+.PHONY: help run million test test-lowest test-latest check lint types doc-tables demo-model comparison million-figure figures bench \
+	bench-mesa bench-methods bench-sharing bench-long bench-ranks bench-lm-eval check-gpu bench-gpu wheel hook-cost
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -23,6 +23,14 @@ million: .venv/installed ## a number hidden in 1,048,576 tokens, four times: ten
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 test: .venv/installed-test ## run the fast tests
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest $(TWO_PROCESSES)
+
+# In venvs of their own, which uv fills; PYTEST_ADDOPTS chooses tests, UV_TORCH_BACKEND=cpu spares CUDA's packages,
+# UV_PRERELEASE=allow brings what is not released yet.
+test-lowest: .venv-lowest/installed ## run them on the oldest versions that pyproject.toml permits
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-lowest/bin/python -m pytest $(TWO_PROCESSES)
+
+test-latest: .venv-latest/installed ## run them on the newest
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-latest/bin/python -m pytest $(TWO_PROCESSES)
 
 check: lint types test ## all that a change must pass
 
@@ -154,4 +162,12 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 
 .venv/installed-%: $(SETUP) | .venv/pyvenv.cfg
 	$(INSTALL) ".[$*]"
+	@touch $@
+
+.venv-lowest/installed: RESOLUTION := lowest-direct
+.venv-latest/installed: RESOLUTION := highest
+.venv-%/installed: $(SETUP)
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check uv
+	.venv-$*/bin/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable ".[test]"
 	@touch $@

@@ -22,6 +22,7 @@ from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.sources import task_digest
 from mesa_lm.harness.task_manager import TaskManager
 from mesa_lm.harness.tokenizing import TextEncoding, evaluated_model, rendering, task_encoding
+from mesa_lm.pipelines.mapped_documents import map_documents
 from mesa_lm.pipelines.settings import ModelEntry, Sweep, TaskEntry
 
 SHOWN = 300  # characters of an error that is not ours
@@ -82,6 +83,8 @@ class EntryTaskManager(TaskManager):
             torch.manual_seed(DEFAULT_OTHER_SEED)
             with evaluated_model(self._encoding):
                 self._whole = super().load(self.match_tasks([self._asked.task]))
+            for task in self._whole["tasks"].values():
+                map_documents(task)
         names = spec if isinstance(spec, list) else [spec]
         tasks = self._whole["tasks"]
         if all(name in tasks for name in names):

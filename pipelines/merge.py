@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,22 @@ class EntryResults:
         merged: The leaves that are in it.
     """
 
-    def __init__(self, sweep: Sweep, shards: Sequence[Shard], store: Store) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        shards: Sequence[Shard],
+        store: Store,
+        answers: Callable[[str], dict[str, Any] | None] | None = None,
+    ) -> None:
         """Look at what is there.
 
         Args:
             sweep: The sweep.
             shards: All shards of one model, method and task.
             store: Its folder.
+            answers: Returns what the shard of a key answered; None: the store does.
         """
-        self.sweep, self.store = sweep, store
+        self.sweep, self._answers = sweep, answers or store.read_shard
         self.model, self.method, self.task = shards[0].entry
         self.entry = sweep.tasks[self.task]
         self.shards: dict[str, list[Shard]] = {}
@@ -92,12 +99,12 @@ class EntryResults:
         return self.folder / f"results_{datetime.now().isoformat().replace(':', '-')}.json", {}
 
     def _is_current(self, path: Path, name: str, leaf: Mapping[str, Any]) -> bool:
-        samples = path.with_name(_samples_name(path, name))
-        return name in self.shards and leaf["keys"] == _keys_digest(self.shards[name]) and samples.is_file()
+        samples = path.with_name(samples_name(path, name))
+        return name in self.shards and leaf["keys"] == keys_digest(self.shards[name]) and samples.is_file()
 
     def forget_others(self) -> None:
         """Remove what earlier sources, samples or sweeps left in the place of these results; their shards are kept."""
-        own = {self.path, *(self.path.with_name(_samples_name(self.path, leaf)) for leaf in self.merged)}
+        own = {self.path, *(self.path.with_name(samples_name(self.path, leaf)) for leaf in self.merged)}
         for path in self.folder.parent.rglob("*"):
             if path.is_file() and path not in own:
                 path.unlink(missing_ok=True)
@@ -118,7 +125,7 @@ class EntryResults:
         names = list(names)
         for name in names:
             if name not in self.merged:
-                payloads = [self.store.read_shard(shard.key) for shard in self.shards[name]]
+                payloads = [self._answers(shard.key) for shard in self.shards[name]]
                 if None not in payloads:
                     self._add_leaf(name, [payload for payload in payloads if payload is not None])
         self._describe(set(out_of_memory))
@@ -151,7 +158,7 @@ class EntryResults:
         self.content["task_hashes"][name] = task_hash
         self.content["sweep"]["costs"][name] = _costs(payloads)
         self.content["sweep"]["leaves"][name] = {
-            "keys": _keys_digest(self.shards[name]),
+            "keys": keys_digest(self.shards[name]),
             "shards": len(payloads),
             "seconds": sum(payload["seconds"] for payload in payloads),
             "truncated": truncated,
@@ -240,7 +247,7 @@ class EntryResults:
             if written is None or written.read_bytes().count(b"\n") != len(samples):
                 raise OSError(f"the samples of {name} could not be written as a whole")
             self.folder.mkdir(parents=True, exist_ok=True)
-            written.replace(self.path.with_name(_samples_name(self.path, name)))
+            written.replace(self.path.with_name(samples_name(self.path, name)))
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -260,11 +267,13 @@ def model_folder(model: ModelEntry) -> str:
     return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
-def _samples_name(results: Path, leaf: str) -> str:
+def samples_name(results: Path, leaf: str) -> str:
+    """Return the name of the file of a leaf's samples beside a results file."""
     return f"samples_{leaf}_{results.stem.removeprefix('results_')}.jsonl"
 
 
-def _keys_digest(shards: Sequence[Shard]) -> str:
+def keys_digest(shards: Sequence[Shard]) -> str:
+    """Return what tells the shards that a leaf was merged from."""
     return hashlib.sha256(" ".join(shard.key for shard in shards).encode()).hexdigest()[:16]
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,40 +27,44 @@ READ_BYTES = 64 * 2**20
 EVALUATING = tuple(Path(__file__).with_name(name) for name in ("entry_tasks.py", "settings.py", "worker.py"))
 
 
-def answers_identity(
-    sweep: Sweep, model: ModelEntry, method: MethodEntry, task: TaskEntry, leaf: Task, sources: str
-) -> dict[str, Any]:
-    """Return what determines the answers to a task of lm-eval, whichever samples are asked.
+def answers_identity(sweep: Sweep, model: ModelEntry, task: TaskEntry, leaf: Task, sources: str) -> dict[str, Any]:
+    """Return what determines the answers to a task of lm-eval, whichever method and samples are asked.
 
     Args:
         sweep: The sweep.
         model: One of its models.
-        method: One of its methods.
         task: One of its entries of tasks.
         leaf: A task of lm-eval that the entry stands for.
         sources: Digests of the sources that answers come from, see `Shard`.
     """
     return {
         "model": [model.model_dump(), weights_identity(model), sweep.batch_size],
-        "method": method.model_dump(),
         "task": [task.model_dump(), sweep.metadata(task), leaf.VERSION, asking_digest(leaf)],
         "seed": sweep.seed,
         "sources": sources,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": _versions(),
     }
 
 
-def shard_key(identity: Mapping[str, Any], name: str, start: int, stop: int, documents: str) -> str:
+@cache
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in PACKAGES}
+
+
+def shard_key(
+    identity: Mapping[str, Any], method: MethodEntry, name: str, start: int, stop: int, documents: str
+) -> str:
     """Return the digest that the answers to some samples are stored under.
 
     Args:
         identity: The `answers_identity` of their task.
+        method: The method that answers.
         name: Of that task.
         start: First sample.
         stop: One past the last.
         documents: Their `documents_digest`.
     """
-    content = {**identity, "range": [name, start, stop], "documents": documents}
+    content = {**identity, "method": method.model_dump(), "range": [name, start, stop], "documents": documents}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -97,11 +97,11 @@ def _cut(sweep: Sweep, indices: tuple[int, int], name: str, leaf: Task, sources:
     whole = bool(entry.num_fewshot or leaf.config.num_fewshot) or _samples_tokens(entry, leaf)
     ranges = list(_ranges(costs, sum(costs) if whole else sweep.shard_tokens))
     documents = [documents_digest(leaf, start, stop) for start, stop in ranges]
+    identity = answers_identity(sweep, sweep.models[model], entry, leaf, sources)
     for method, choice in enumerate(sweep.methods):
-        identity = answers_identity(sweep, sweep.models[model], choice, entry, leaf, sources)
         for (start, stop), digest in zip(ranges, documents, strict=True):
             yield Shard(
-                key=shard_key(identity, name, start, stop, digest),
+                key=shard_key(identity, choice, name, start, stop, digest),
                 model=model,
                 method=method,
                 task=task,

@@ -6,9 +6,8 @@ import re
 import shutil
 import traceback
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mesa_lm.pipelines.lm_eval_output import printed_to
 from mesa_lm.pipelines.merge import EntryResults
@@ -46,6 +45,8 @@ class SweepResults:
         self.sweep, self.shards, self.store, self.outcome, self.listener = sweep, shards, store, outcome, listener
         self.entries: dict[tuple[int, int, int], EntryResults] = {}
         self.not_stored: dict[tuple[int, int, int], dict[str, set[str]]] = {}
+        # What was read to see whether it is whole, until it is merged: few, as the shards of a leaf run one by one.
+        self._kept: dict[str, dict[str, Any]] = {}
 
     @property
     def total(self) -> int:
@@ -54,25 +55,37 @@ class SweepResults:
 
     def start(self) -> list[Shard]:
         """Merge what an earlier run left, remove results of other plans and sources, and return what is to be run."""
-        missing = [shard for shard in self.shards if self.store.read_shard(shard.key) is None]
-        self.outcome.done = self.outcome.reused = len(self.shards) - len(missing)
-        lacking = {shard.key for shard in missing}
-        ordered = sorted(self.shards, key=lambda shard: shard.entry)
-        for entry, group in groupby(ordered, key=lambda shard: shard.entry):
-            own = list(group)
-            self.entries[entry] = EntryResults(self.sweep, own, self.store)
-            self.entries[entry].forget_others()
-            left: dict[str, set[str]] = {shard.leaf: set() for shard in own}
-            for shard in own:
-                left[shard.leaf] |= {shard.key} & lacking
-            self.not_stored[entry] = left
+        entries: dict[tuple[int, int, int], list[Shard]] = {}
+        for shard in self.shards:
+            entries.setdefault(shard.entry, []).append(shard)
         for folder in self.store.results.glob("*"):
-            if ENTRY_FOLDER.fullmatch(folder.name) and tuple(map(int, folder.name.split("-"))) not in self.entries:
+            if ENTRY_FOLDER.fullmatch(folder.name) and tuple(map(int, folder.name.split("-"))) not in entries:
                 shutil.rmtree(folder, ignore_errors=True)  # of another plan
-        for entry, results in self.entries.items():
+        lacking: set[str] = set()
+        for entry, own in sorted(entries.items()):
+            results = self.entries[entry] = EntryResults(self.sweep, own, self.store, self._answers)
+            results.forget_others()
+            self.not_stored[entry] = {leaf: self._read(results, leaf) for leaf in results.shards}
+            lacking.update(*self.not_stored[entry].values())
             if new := [leaf for leaf in self._complete(entry) if leaf not in results.merged]:
                 self._merge(entry, new)
-        return missing
+        self.outcome.done = self.outcome.reused = len(self.shards) - len(lacking)
+        return [shard for shard in self.shards if shard.key in lacking]
+
+    def _read(self, results: EntryResults, leaf: str) -> set[str]:
+        """Look at what is stored of a leaf, keep it for the merge, and return the keys of what is not."""
+        lacking = set()
+        for shard in results.shards[leaf]:
+            payload = self.store.read_shard(shard.key)
+            if payload is None:
+                lacking.add(shard.key)
+            elif leaf not in results.merged:
+                self._kept[shard.key] = payload
+        return lacking
+
+    def _answers(self, key: str) -> dict[str, Any] | None:
+        """Return what a shard answered, as `Store.read_shard` does; nothing is read twice."""
+        return self._kept.pop(key, None) or self.store.read_shard(key)
 
     def done(self, shard: Shard) -> bool:
         """Take in that a shard has stored its answers, and merge its leaf if it was the last one.

@@ -3,6 +3,8 @@
 import torch
 import transformers
 
+from mesa_lm.models.tested_versions import is_before
+
 T = 23  # training length
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -103,6 +105,9 @@ VARIANTS: dict[str, tuple[str, dict]] = {
 }
 ALIBI = ("falcon-alibi", "mpt", "bloom")
 UNSCALED = (*ALIBI, "cohere2")  # no rotary frequencies in the layers that methods change
+# What the installed transformers computes wrongly, and since which release it does not.
+UNCAPPED = ("gemma2",) if is_before("5.22") else ()  # sdpa leaves soft capping out: tested under eager
+CACHE_LOST = ("phi3", "phi3-longrope") if is_before("5.20") else ()  # generate() drops the cache at T: refused
 SCALING = ("dynamic_ntk", "ntk", "linear", "yarn")  # methods that scale rotary frequencies
 ROTARY_DIM = {"phi": 4, "gpt_neox": 4, "gptj": 4, "glm": 4, "glm4": 4, "stablelm": 4}  # others: all of HEAD_DIM
 
@@ -117,6 +122,8 @@ def tiny(name: str, **changes) -> torch.nn.Module:
             for key, value in settings.items()
             if key in (*options, *changes, "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
         }
+    if name in UNCAPPED:
+        settings.setdefault("attn_implementation", "eager")
     if stem == "Falcon":
         del settings["head_dim"]
     config_class = getattr(transformers, ("Gemma3Text" if stem == "Gemma3" else stem) + "Config")

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from mesa_lm.errors import UsageError, lost_link, unknown_name
+from mesa_lm.harness.plugin import check_lm_eval
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 
@@ -17,9 +18,11 @@ def pipelines_needed() -> Iterator[None]:
 
     Raises:
         UsageError: They, or what they need, are not installed.
+        ModelError: lm-eval is one that they do not work with.
     """
     if not PIPELINES.is_dir():
         raise lost_link(PIPELINES)
+    check_lm_eval()
     try:
         yield
     except ImportError as error:

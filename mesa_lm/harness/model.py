@@ -28,6 +28,7 @@ from mesa_lm.harness.model_args import (
     refused_keyword,
     split_model_args,
 )
+from mesa_lm.harness.plugin import check_lm_eval
 from mesa_lm.harness.scoring import ScoringHFLM
 from mesa_lm.harness.sources import package_commit, package_digest
 from mesa_lm.methods.base import Method
@@ -91,6 +92,7 @@ class MesaHFLM(ScoringHFLM):
             MethodError: Unknown method or parameter, or a value out of range.
             ModelError: A missing model, or one on which the method cannot run. All are raised before weights load.
         """
+        check_lm_eval()
         self.method, others = split_model_args(method, kwargs, HF_KEYWORDS)
         self.stock_calls = isinstance(self.method, Origin)
         check_store(chunk_store_gib)

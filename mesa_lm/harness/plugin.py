@@ -10,9 +10,12 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+
+from mesa_lm.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,28 @@ def install() -> None:
     for name, offer in _OFFERS.items():
         if name in sys.modules:
             _attempt(offer)
+
+
+def check_lm_eval() -> None:
+    """Check that lm-eval is one that this release extends.
+
+    0.5, of which a preview is out, moves what is extended: metrics and scoring become classes of their own, and the
+    collection of results that sweeps are merged with is another.
+
+    Raises:
+        ModelError: It is not.
+    """
+    if (found := _newer_version()) is not None:
+        raise ModelError(f"mesa-lm extends lm-eval 0.4 from 0.4.13 on, found {found}; pip install 'lm-eval<0.5'")
+
+
+def _newer_version() -> str | None:
+    """Return the version of lm-eval where it is none of the 0.4 releases."""
+    try:
+        found = version("lm_eval")
+    except PackageNotFoundError:
+        return None
+    return None if found.split(".")[:2] == ["0", "4"] else found
 
 
 def _offer_model() -> None:
@@ -81,7 +106,12 @@ _OFFERS: dict[str, Callable[[], None]] = {
 
 
 def _attempt(offer: Callable[[], None]) -> None:
-    """Call `offer`; log what goes wrong, because our faults must not take lm-eval down."""
+    """Call `offer`; log what goes wrong, because our faults must not take lm-eval down.
+
+    An lm-eval that is not extended is offered the model alone, which says why it cannot be used.
+    """
+    if offer is not _offer_model and _newer_version() is not None:
+        return
     try:
         offer()
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock
@@ -29,7 +30,7 @@ from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.origin import Origin
 from mesa_lm.methods.registry import METHODS, create, make_method, method_class
-from mesa_lm.models.families import layer_windows
+from mesa_lm.models.families import FAMILIES, layer_windows
 from mesa_lm.models.growing_cache import with_growing_cache
 from mesa_lm.models.handle import Handle, refuse_second
 from mesa_lm.models.inspection import attention_modules, known_train_length, layers_of
@@ -42,12 +43,17 @@ from mesa_lm.models.static_rope import StaticRopeHandle
 from mesa_lm.models.support import check_supported
 from mesa_lm.models.trial import needs_trial, try_out
 
+logger = logging.getLogger(__name__)
+
 
 class UntouchedHandle(Handle):
     """A model of any type that runs as it is."""
 
     def __init__(self, model: PreTrainedModel, method: Method) -> None:
         super().__init__(model, method, layers=None)
+        family = FAMILIES.get(model.config.model_type)
+        if family is not None and (objection := family.objection(model.config)):
+            logger.warning("origin runs the model as it is, but model type %r %s", model.config.model_type, objection)
 
     def _replacement(self, forward: Callable[..., Any], undo: ExitStack) -> Callable[..., Any]:
         return with_growing_cache(forward, self.model)

@@ -108,6 +108,22 @@ def _eager_bias(config: Any) -> str | None:
     )
 
 
+def _uncapped(config: Any) -> str | None:
+    """Object to Gemma 2's attention where it leaves soft capping out."""
+    if config._attn_implementation != "sdpa":
+        return None
+    import transformers
+
+    from mesa_lm.models.tested_versions import GEMMA2_CAPS, is_before
+
+    if not is_before(GEMMA2_CAPS):
+        return None
+    return (
+        f"with attn_implementation='sdpa' is not supported under transformers {transformers.__version__}, which leaves "
+        f"out its soft capping there; load it with attn_implementation='eager', or use transformers {GEMMA2_CAPS}"
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(attention=("LlamaAttention",), folder="llama"),
     "mistral": Family(attention=("MistralAttention",), folder="mistral", windows="all layers"),
@@ -118,7 +134,13 @@ FAMILIES: dict[str, Family] = {
         attention=("Qwen3MoeAttention",), folder="qwen3_moe", windows="all layers", about="query and key norms, experts"
     ),
     "gemma": Family(attention=("GemmaAttention",), folder="gemma"),
-    "gemma2": Family(attention=("Gemma2Attention",), folder="gemma2", windows="by layer", about="soft-capped scores"),
+    "gemma2": Family(
+        attention=("Gemma2Attention",),
+        folder="gemma2",
+        windows="by layer",
+        objection=_uncapped,
+        about="soft-capped scores",
+    ),
     "gemma3_text": Family(
         attention=("Gemma3Attention",), folder="gemma3", windows="by layer", about="two sets of frequencies"
     ),

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from mesa_lm.errors import ModelError
 from mesa_lm.models.families import FAMILIES
 
 _ALIGNMENT = 16  # bytes: keys of a multiple of it lie in a view as well aligned as in a copy
@@ -85,11 +86,15 @@ def with_growing_cache(forward: Callable[..., Any], model: PreTrainedModel) -> C
     Args:
         forward: Of the model.
         model: The model.
+
+    Raises, when called:
+        ModelError: The call's mask has tokens of a cache that is not there.
     """
     family = FAMILIES.get(model.config.model_type)
     makes_cache = family is not None and not family.is_remote_code
 
     def grow(*args: Any, **kwargs: Any) -> Any:
+        _check_mask(args, kwargs)
         # A cache is hardly ever given by position.
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and len(args) <= 1:
             use_cache = kwargs.get("use_cache")
@@ -100,3 +105,17 @@ def with_growing_cache(forward: Callable[..., Any], model: PreTrainedModel) -> C
         return forward(*args, **kwargs)
 
     return grow
+
+
+def _check_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a call whose mask covers more than its tokens though it has no cache: what it stands on is lost."""
+    mask, tokens = kwargs.get("attention_mask"), args[0] if args else kwargs.get("input_ids")
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    if kwargs.get("past_key_values") is not None or not isinstance(mask, Tensor) or not isinstance(tokens, Tensor):
+        return
+    if mask.ndim == 2 and mask.shape[1] > tokens.shape[1]:
+        raise ModelError(
+            f"attention_mask has {mask.shape[1]} columns for {tokens.shape[1]} tokens without a cache; generate() of "
+            "transformers before 5.20 loses Phi-3's when it passes the training length: use 5.20 or newer, or "
+            "use_cache=False"
+        )

@@ -110,6 +110,15 @@ def test_model_is_registered_by_its_target(site: Path) -> None:
     assert output(site, f"{REGISTERED}; print(model_registry['mesa-hf'])") == "True\nmesa_lm.harness.model:MesaHFLM"
 
 
+@pytest.mark.parametrize("site", ["imitation"], indirect=True)
+def test_an_lm_eval_that_is_not_extended_gets_a_model_that_says_so(site: Path) -> None:
+    write(site / "lm_eval-0.5.0.dist-info", {"METADATA": "Metadata-Version: 2.1\nName: lm_eval\nVersion: 0.5.0\n"})
+    assert output(site, f"import lm_eval.tasks, lm_eval.evaluator\n{IN_USE}").count("mesa_lm") == 0
+    assert output(site, REGISTERED) == "True"
+    refused = start(site, "from mesa_lm.harness.plugin import check_lm_eval; check_lm_eval()").stderr
+    assert "mesa-lm extends lm-eval 0.4 from 0.4.13 on, found 0.5.0; pip install 'lm-eval<0.5'" in refused
+
+
 def test_a_model_that_lm_eval_discovered_itself_stays(site: Path) -> None:
     # A second registration with another target is an error in both.
     discovered = "from lm_eval.api.registry import model_registry; model_registry.register('mesa-hf', target='other:A')"

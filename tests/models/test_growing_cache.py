@@ -7,6 +7,7 @@ from tiny_models import FAMILIES, tiny_model
 from transformers.cache_utils import DynamicCache
 
 import mesa_lm
+from mesa_lm.errors import ModelError
 from mesa_lm.models.growing_cache import GrowingLayer, let_grow
 
 # No windows, since only layers that hold all tokens grow; and heads of a size that real models have.
@@ -103,3 +104,14 @@ def test_keys_of_an_odd_size_are_copied_as_before():
         with mesa_lm.extrapolate(model, "origin"):
             after = model(random_ids(1)[None], past_key_values=model(ids).past_key_values).logits
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("method", ["origin", "mesa"])
+def test_a_mask_of_more_than_the_tokens_without_a_cache_is_refused(llama, method):
+    ids, mask = random_ids(7)[None], torch.ones(1, 8)
+    with torch.no_grad(), mesa_lm.extrapolate(llama, method):
+        for given in ({"input_ids": ids}, {"inputs_embeds": llama.get_input_embeddings()(ids)}):
+            with pytest.raises(ModelError, match="attention_mask has 8 columns for 7 tokens without a cache; generate"):
+                llama(**given, attention_mask=mask)
+        filled = llama(ids[:, :1], use_cache=True).past_key_values
+        llama(ids, attention_mask=mask, past_key_values=filled)

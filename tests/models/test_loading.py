@@ -1,5 +1,7 @@
 """The ways in which models are loaded: dtypes, devices, adapters, quantised layers, back-ends, compilation."""
 
+from functools import partial
+
 import peft
 import pytest
 import torch
@@ -49,7 +51,9 @@ def test_device_maps_and_offloading(variant, tmp_path):
     model = tiny(variant)
     expected = run(model)
     model.save_pretrained(tmp_path / "model")
-    load = transformers.AutoModelForCausalLM.from_pretrained
+    load = partial(
+        transformers.AutoModelForCausalLM.from_pretrained, attn_implementation=model.config._attn_implementation
+    )
     torch.testing.assert_close(run(load(tmp_path / "model", device_map="auto").eval()), expected, atol=1e-5, rtol=0)
     leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
     layers = sorted({".".join(name.split(".")[:3]) for name in leaves if name.split(".")[2:3]})

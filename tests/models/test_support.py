@@ -53,6 +53,20 @@ def test_what_is_not_understood_is_refused_before_loading(config, message):
         mesa_lm.check_supported(config, mesa_lm.Mesa())
 
 
+def test_soft_capping_that_transformers_leaves_out_is_refused(monkeypatch, caplog):
+    model = tiny("gemma2")
+    model.config._attn_implementation = "sdpa"
+    monkeypatch.setattr(transformers, "__version__", "5.21.1")
+    with pytest.raises(
+        ModelError, match="'sdpa' is not supported under transformers 5.21.1, which leaves out its soft"
+    ):
+        mesa_lm.extrapolate(model, "mesa")
+    with mesa_lm.extrapolate(model, "origin"):
+        assert "origin runs the model as it is, but model type 'gemma2' with attn_impl" in caplog.text
+    model.config._attn_implementation = "eager"
+    mesa_lm.extrapolate(model, "mesa").remove()
+
+
 def test_the_documented_table_is_the_code_s():
     documented = (Path(mesa_lm.__file__).parents[1] / "docs" / "families.md").read_text()
     assert family_markdown(family_rows()) in documented

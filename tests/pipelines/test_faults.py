@@ -275,6 +275,11 @@ def test_a_length_is_merged_as_soon_as_it_is_there_and_read_once(sweep, local_ra
     before = {path: path.read_bytes() for path in outcome.results}
     again = run_sweep(sweep, factory=FakeWorker, live=Live())
     assert len(seen) == 4 and {path: path.read_bytes() for path in again.results} == before
+    reads.clear()  # what an interrupted sweep left: a whole length that is not merged, and one that lacks a shard
+    shutil.rmtree(sweep.out / "results")
+    (sweep.out / "shards" / f"{shards[0].key}.jsonl").unlink()
+    again = run_sweep(sweep, factory=FakeWorker)
+    assert (again.done, again.reused) == (len(shards), len(shards) - 1) and reads == Counter(s.key for s in shards)
 
 
 def test_an_edited_engine_runs_every_shard_again(sweep, local_ray, monkeypatch, tmp_path):
