@@ -36,7 +36,7 @@ class Haystack(NamedTuple):
     line_starts: tuple[int, ...]
 
 
-class Placement(NamedTuple):
+class HiddenNeedle(NamedTuple):
     """Where a needle is hidden, and whom it names: the same for every model, method and length."""
 
     needle: Needle
@@ -102,7 +102,7 @@ def nolima_dataset(
     check_options(model_args | given)
     count_tokens = task_encoding(model_args).count_prompt
     docs = []
-    for placement in draw_placements(_needle_set(data, needles), num_samples, depths, seed):
+    for placement in hide_needles(_needle_set(data, needles), num_samples, depths, seed):
         least = count_tokens(placement.prompt(0))
         if least > length:
             raise UsageError(
@@ -124,7 +124,7 @@ def nolima_dataset(
     return {"test": Dataset.from_list(docs)}
 
 
-def draw_placements(needle_set: NeedleSet, num_samples: int, depths: int, seed: int) -> list[Placement]:
+def hide_needles(needle_set: NeedleSet, num_samples: int, depths: int, seed: int) -> list[HiddenNeedle]:
     """Draw where each needle is hidden, and whom it names; all depths in all haystacks where so many are asked for.
 
     Args:
@@ -150,7 +150,7 @@ def draw_placements(needle_set: NeedleSet, num_samples: int, depths: int, seed: 
     for needle in needle_set.needles:
         rng = random.Random(f"nolima_long {seed} {needle.name}")
         chosen = rng.sample(places, num_samples)
-        drawn.append([Placement(needle, *place, rng.choice(needle.characters)) for place in chosen])
+        drawn.append([HiddenNeedle(needle, *place, rng.choice(needle.characters)) for place in chosen])
     return [placements[i] for i in range(num_samples) for placements in drawn]
 
 

@@ -94,7 +94,7 @@ def test_all_placements_are_every_depth_of_every_haystack(data):
 def test_braces_in_a_haystack_stay():
     haystack = questions.Haystack("h", ("{question} ", "b\n"), (0, 2))
     needle = Needle("n", "{CHAR} sang.", "Who sang?", "{haystack}|{question}", ("Osane",))
-    placement = questions.Placement(needle, haystack, 1.0, "Osane")
+    placement = questions.HiddenNeedle(needle, haystack, 1.0, "Osane")
     assert placement.prompt(2) == "{question} b Osane sang.\n|Who sang?"
     assert placement.prompt(0) == "Osane sang.\n|Who sang?"
 
