@@ -21,19 +21,32 @@ def evaluated_with_summaries(evaluate: Callable[..., Any], arguments: Mapping[st
         What it returns.
     """
     groups = arguments["task_dict"].get("groups") or {}
-    summaries = {name: (group.metadata or {}).get("summary") for name, group in groups.items()}
-    if not any(summaries.values()):
+    if not any(map(_summary, groups.values())):
         return evaluate(**arguments)
     results = evaluate(**{**arguments, "log_samples": True})
-    if results is None:  # of several processes one has the results
-        return None
-    for name, summary in summaries.items():
-        if summary:
-            tasks = [(split_length_name(task), found) for task, found in results["samples"].items()]
-            found = summary({length: samples for (group, length), samples in tasks if group == name})
+    if results is not None:  # of several processes one has the results
+        add_summaries(results, groups, results["samples"].__getitem__)
+        if not arguments.get("log_samples", True):
+            del results["samples"]
+    return results
+
+
+def add_summaries(results: Any, groups: Mapping[str, Any], samples: Callable[[str], Any]) -> None:
+    """Add to results what length groups say of their lengths together.
+
+    Args:
+        results: As lm-eval's `evaluate` returns them; changed in place.
+        groups: The groups that were evaluated, by name.
+        samples: From the name of a task to its samples, as lm-eval logs them.
+    """
+    for name, group in groups.items():
+        if summary := _summary(group):
+            tasks = results["group_subtasks"][name]
+            found = summary({split_length_name(task)[1]: samples(task) for task in tasks})
             for table in ("results", "groups"):
                 results[table][name].update({f"{metric},none": value for metric, value in found.items()})
             results["higher_is_better"].setdefault(name, {}).update(dict.fromkeys(found, True))
-    if not arguments.get("log_samples", True):
-        del results["samples"]
-    return results
+
+
+def _summary(group: Any) -> Callable[..., dict[str, float]] | None:
+    return (group.metadata or {}).get("summary")
