@@ -21,6 +21,7 @@ from lm_eval.evaluator_utils import EvalAcc, aggregate_groups
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_model_name
 
+from mesa_lm.harness.group_summaries import add_summaries
 from mesa_lm.pipelines.entry_tasks import entry_task_manager, load_leaves
 from mesa_lm.pipelines.lm_eval_output import machine_asked_once
 from mesa_lm.pipelines.replay import Replay
@@ -200,7 +201,9 @@ class EntryResults:
         collected = EvalAcc(groups=groups)
         for key, field in OF_TASK.items():
             getattr(collected, field).update({name: self.content[key][name] for name in names})
-        self.content = {**self.content, **aggregate_groups(collected)._to_eval_results()}
+        together = aggregate_groups(collected)._to_eval_results()
+        add_summaries(together, groups, self._read_samples)
+        self.content = {**self.content, **together}
         self.content["sweep"] = {
             "name": self.sweep.name,
             "partial": bool(missing - out_of_memory),
@@ -234,6 +237,11 @@ class EntryResults:
         if model.pretrained is None:  # lm-eval would draw a name
             own.model_name = own.model_name_sanitized = model.name
         return tracker
+
+    def _read_samples(self, name: str) -> list[dict[str, Any]]:
+        """Return the samples of a leaf that is merged."""
+        with self.path.with_name(_samples_name(self.path, name)).open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
 
     def _write_samples(self, name: str, samples: list[dict[str, Any]]) -> None:
         """Write the samples of a leaf as lm-eval does, whole or not at all; it says nothing of what it cannot write."""

@@ -69,4 +69,4 @@ class Replay(LM):
             found.append(tuple(response) if isinstance(response, list) else response)
         return found
 
-    loglikelihood = loglikelihood_rolling = generate_until
+    loglikelihood = loglikelihood_rolling = span_loglikelihood = generate_until

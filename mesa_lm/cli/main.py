@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from mesa_lm import __version__
 from mesa_lm.cli.bench import bench
 from mesa_lm.cli.compare import compare
+from mesa_lm.cli.key_spans import key_spans
 from mesa_lm.cli.leaderboard import leaderboard
 from mesa_lm.cli.methods import methods
 from mesa_lm.cli.nightly import nightly
@@ -118,5 +119,19 @@ def _options(
     """Hold the options of the command itself."""
 
 
-for command in (plot, compare, leaderboard, paper, probe, bench, methods, theory, sweep, nightly, status, track):
+for command in (
+    plot,
+    compare,
+    leaderboard,
+    paper,
+    probe,
+    key_spans,
+    bench,
+    methods,
+    theory,
+    sweep,
+    nightly,
+    status,
+    track,
+):
     app.command()(command)

@@ -24,7 +24,8 @@ import torch
 from lm_eval.loggers.utils import get_commit_from_path
 from transformers import PreTrainedTokenizerBase
 
-from mesa_lm.harness.evaluation_checks import check_evaluation, check_samples
+from mesa_lm.harness.evaluation_checks import check_evaluation, check_request_types, check_samples
+from mesa_lm.harness.group_summaries import evaluated_with_summaries
 from mesa_lm.harness.left_out_logs import left_out
 from mesa_lm.harness.model_args import named
 from mesa_lm.harness.plugin import MODEL_NAME
@@ -154,11 +155,12 @@ def _extended_evaluate(stock: Callable[..., Any]) -> Callable[..., Any]:
         call = signature.bind(*args, **kwargs)
         given = call.arguments
         check_samples(given["task_dict"], given.get("samples"))
+        check_request_types(given["task_dict"], given["lm"])
         if _running.get() is not None:  # which knows the model, and how it is sent its prompts
-            return stock(*call.args, **call.kwargs)
+            return evaluated_with_summaries(stock, given)
         # Tasks that were built before the model was known are held against it, see `mesa_lm.harness.sent_lengths`.
         with evaluated_model(lambda: encoding_of(given["lm"])):
-            return stock(*call.args, **call.kwargs)
+            return evaluated_with_summaries(stock, given)
 
     return evaluate
 

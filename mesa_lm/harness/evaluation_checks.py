@@ -106,6 +106,25 @@ def check_samples(task_dict: Mapping[Any, Any], samples: object) -> None:
             )
 
 
+def check_request_types(task_dict: Mapping[Any, Any], lm: Any) -> None:
+    """Check that the model answers the kinds of requests that this project's tasks make, before any is made.
+
+    Args:
+        task_dict: What lm-eval's task manager loaded.
+        lm: The model.
+
+    Raises:
+        UsageError: It does not.
+    """
+    for name, task in task_dict.get("tasks", {}).items():
+        for kind in getattr(task, "request_types", ()):
+            if not hasattr(lm, kind):
+                raise UsageError(
+                    f"{name} makes requests of the kind {kind}, which --model mesa-hf answers and "
+                    f"{type(getattr(lm, 'lm', lm)).__name__} does not; leave key_spans out"
+                )
+
+
 def _are_places(places: object, count: int) -> bool:
     return isinstance(places, Collection) and bool(places) and all(type(n) is int and 0 <= n < count for n in places)
 

@@ -6,6 +6,8 @@ A group's YAML makes a *length group* by three entries of its metadata:
     length_task: _length.yaml         # beside the group's YAML: the task to run at each length, without `task:`
     check: !function utils.check      # called with the user's metadata, raises MesaError; runs before a model is loaded
 
+and may have `summary`, see `mesa_lm.harness.group_summaries`.
+
 The task's YAML may name default `lengths` in its metadata, too, if all lengths are to use the same documents; its
 function is then given those that are evaluated together.
 

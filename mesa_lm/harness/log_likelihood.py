@@ -24,6 +24,21 @@ def continuation_score(
         softmax_dtype: The dtype of the softmax; None: that of the logits.
         head: From states to logits; None: `states` are logits.
     """
+    log_probs, greedy = token_log_probs(states, continuation, softmax_dtype, head)
+    return float(log_probs.sum()), greedy
+
+
+def token_log_probs(
+    states: Tensor, continuation: Sequence[int], softmax_dtype: torch.dtype | None = None, head: Head | None = None
+) -> tuple[Tensor, bool]:
+    """Return the log-likelihood of each token of a continuation, (length,), and whether each is the most likely one.
+
+    Args:
+        states: As for `continuation_score`, and so are the others.
+        continuation: Its tokens.
+        softmax_dtype: The dtype of the softmax.
+        head: From states to logits.
+    """
     target = torch.tensor(continuation, device=states.device)
     picked, greedy = [], []
     for block, wanted in zip(states.split(SOFTMAX_BLOCK), target.split(SOFTMAX_BLOCK), strict=True):
@@ -31,7 +46,7 @@ def continuation_score(
         log_probs = F.log_softmax(logits, dim=-1, dtype=softmax_dtype)
         picked.append(log_probs.gather(1, wanted.unsqueeze(1)).squeeze(1))
         greedy.append(bool((log_probs.argmax(dim=-1) == wanted).all()))
-    return float(torch.cat(picked).sum()), all(greedy)
+    return torch.cat(picked), all(greedy)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.batching import padded
 from mesa_lm.harness.log_likelihood import SOFTMAX_BLOCK, Head, continuation_score, find_head, states_as_logits
+from mesa_lm.harness.offsets import within
 from mesa_lm.harness.shared_context import continuation_logits, with_shared_context
 from mesa_lm.harness.untruncated import UncutHFLM
 
@@ -59,6 +60,58 @@ class ScoringHFLM(UncutHFLM):
             answers: list[float] = rolling(requests)
         self._add_truncated(sum(len(document) > self.max_length for document in documents))
         return answers
+
+    def span_loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, int]]:
+        """Return for each text the log-likelihood of the tokens that lie wholly within some of its spans.
+
+        A text is read in one forward pass; its first token, which nothing predicts, never counts.
+
+        Args:
+            requests: Their arguments are a text and its spans, pairs of characters from one to before the other.
+            disable_tqdm: Do not show the progress.
+
+        Returns:
+            Log-likelihood in nats, and how many tokens it is of.
+
+        Raises:
+            UsageError: A text is longer than `max_length`, or the tokenizer does not tell which characters tokens are.
+        """
+        answers = []
+        with self._progress("Scoring key tokens", len(requests), disable_tqdm):
+            for text, spans in (request.args for request in requests):
+                tokens, offsets = self.encoded_with_offsets(text)
+                inside = [i for i in within(offsets, spans) if i > 0]
+                if not inside:
+                    answers.append((0.0, 0))
+                    continue
+                if len(tokens) > self.max_length + 1:
+                    raise UsageError(
+                        f"max_length={self.max_length} is shorter than a text with key tokens, of {len(tokens)}; "
+                        "leave max_length out, or raise it"
+                    )
+                states, head = self.scored_states([(None, tokens[:1], tokens[1:])])
+                with self._inference():
+                    wanted = [tokens[i] for i in inside]
+                    chosen = states[0][[i - 1 for i in inside]]
+                    answers.append((continuation_score(chosen, wanted, self.softmax_dtype, head)[0], len(inside)))
+                self.bar.advance()
+        return answers
+
+    def encoded_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return a text's tokens as they are scored, and from which character to before which each of them is.
+
+        Raises:
+            UsageError: The tokenizer does not tell.
+        """
+        tokens: list[int] = self.tok_encode(text)
+        for special in (True, False) if self.tokenizer.is_fast else ():
+            found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+            if found["input_ids"] == tokens:
+                return tokens, found["offset_mapping"]
+        raise UsageError(
+            f"the tokenizer {self.tokenizer.name_or_path!r} does not tell which characters its tokens are of, which "
+            "key spans need; use a fast one"
+        )
 
     def _rolling(self, requests: Sequence[Any]) -> list[float]:
         """Score documents a batch at a time, so that each is kept in the answer cache as soon as it is finished."""

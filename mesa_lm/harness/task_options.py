@@ -44,6 +44,7 @@ def is_shares(value: object) -> bool:
 
 COUNT = OptionRule(is_count, "a whole number of at least 1")
 WHOLE_NUMBER = OptionRule(lambda value: type(value) is int, "a whole number")
+FLAG = OptionRule(lambda value: isinstance(value, bool), "true or false")
 TEXT = OptionRule(lambda value: isinstance(value, str) and bool(value), "a string")
 
 

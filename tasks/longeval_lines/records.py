@@ -11,6 +11,7 @@ from datasets import Dataset
 from mesa_lm.errors import UsageError
 from mesa_lm.harness.task_options import COUNT, WHOLE_NUMBER, OptionRules, check_task_options
 from mesa_lm.harness.tokenizing import task_encoding
+from mesa_lm.tasks.fitting import most_that_fit
 from mesa_lm.tasks.longeval_lines import texts
 
 RULES: OptionRules = {"num_samples": COUNT, "seed": WHOLE_NUMBER, "prompt": tuple(texts.ENDINGS)}
@@ -87,8 +88,6 @@ def draw_record(rng: random.Random, ending: str) -> Record:
 def most_lines(record: Record, length: int, count_tokens: Callable[[str], int]) -> int:
     """Return how many lines of a record fit.
 
-    Tokens are nearly proportional to lines, so that a handful of counts is enough.
-
     Args:
         record: The record.
         length: Tokens of the whole prompt.
@@ -100,31 +99,19 @@ def most_lines(record: Record, length: int, count_tokens: Callable[[str], int]) 
     Raises:
         UsageError: Not even one line fits, or all lines there are do.
     """
-    low, below = 1, count_tokens(record.text(1))
-    if below > length:
+    least = count_tokens(record.text(1))
+    if least > length:
         raise UsageError(
             f"longeval_lines: a length of {length} tokens is too short for the question and one line; "
-            f"with this tokenizer it must be at least about {below}"
+            f"with this tokenizer it must be at least about {least}"
         )
-    high, above = low, below
-    while above <= length:
-        low, below = high, above
-        if high == len(record.names):
-            raise UsageError(
-                f"longeval_lines: a length of {length} tokens takes more than the {high} lines that have names of "
-                f"their own; with this tokenizer it must be at most about {above}"
-            )
-        high = min(len(record.names), max(length // 10, 2 * high))
-        above = count_tokens(record.text(high))
-    while high - low > 1:
-        middle = low + (high - low) * (length - below) // (above - below)
-        middle = min(max(middle, low + 1), high - 1)
-        tokens = count_tokens(record.text(middle))
-        if tokens <= length:
-            low, below = middle, tokens
-        else:
-            high, above = middle, tokens
-    return low
+    lines = most_that_fit(record.text, length, count_tokens, 1, len(record.names))
+    if lines == len(record.names):
+        raise UsageError(
+            f"longeval_lines: a length of {length} tokens takes more than the {lines} lines that have names of "
+            f"their own; with this tokenizer it must be at most about {count_tokens(record.text(lines))}"
+        )
+    return lines
 
 
 def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:

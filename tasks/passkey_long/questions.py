@@ -1,7 +1,6 @@
 """Build and score passkey retrieval at a given length in tokens."""
 
 import random
-import re
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from mesa_lm.harness.task_options import (
     is_shares,
 )
 from mesa_lm.harness.tokenizing import TextEncoding, task_encoding
+from mesa_lm.tasks.number_answers import number_scores
 from mesa_lm.tasks.passkey_long import texts
 
 CHAT = "chat"  # the prompt made by the tokenizer's own chat template
@@ -192,12 +192,7 @@ def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
         `acc`: the first number in the text is the key, as the authors score. `exact_match`: the text, without
         surrounding space and without a final full stop, is the key.
     """
-    answer, key = results[0], str(doc["key"])
-    number = re.search(r"\d+", answer)
-    return {
-        "acc": float(number is not None and number.group().lstrip("0") == key),
-        "exact_match": float(answer.strip().removesuffix(".") == key),
-    }
+    return number_scores(results[0], doc["key"])
 
 
 def draw_questions(length: int, num_samples: int, depths: int | list[float] | None, seed: int) -> list[Question]:

@@ -5,6 +5,7 @@ import math
 import re
 import sysconfig
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from mesa_lm.errors import UsageError
 from mesa_lm.harness import tokenizing
 from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.task_manager import TaskManager
-from mesa_lm.tasks.long_ppl import cutting, documents, embedded_text, samples, sources, task
+from mesa_lm.tasks.long_ppl import cutting, documents, embedded_text, samples, sources, task, windows
 
 SPECIAL = ["<s>", "</s>", "<unk>"]
 CORPUS = [embedded_text.held_out_text()[:20_000]]
@@ -212,11 +213,97 @@ def test_a_source_is_recognised_whatever_is_used_of_it(tmp_path: Path) -> None:
     assert docs(data=str(tmp_path / "texts"), num_samples=1)[0]["source_sha256"] != found[0]["source_sha256"]
 
 
+BOOK = " ".join(f"{word}{i}" for i, word in enumerate((CORPUS[0] * 3).split()))
+
+
+def places(found: list[dict], text: str) -> list[tuple[int, int]]:
+    """Where in a text the samples lie, with their tails, from character to character."""
+    starts = [text.index(doc["text"]) for doc in found]
+    return [
+        (start, text.index(doc["tail"], start) + len(doc["tail"])) for start, doc in zip(starts, found, strict=True)
+    ]
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("number", [1, 2, 3, 17])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_long_file_gives_windows_spread_evenly_over_it(number: int, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text(BOOK)
+    settings = {"num_samples": number, "data": str(path), "tokenizer": TOKENIZERS[name]}
+    found = docs(101, **settings)
+    assert len(found) == number and {doc["overlapping"] for doc in found} == {0}
+    lie = places(found, BOOK)
+    assert all(end <= start for (_, end), (start, _) in pairwise(lie))
+    gaps = [
+        len(TOKENIZERS[name](BOOK[start:later], add_special_tokens=False)["input_ids"])
+        for (start, _), (later, _) in pairwise(lie)
+    ]
+    word = 30  # tokens
+    assert lie[0][0] == 0 and max(gaps, default=0) - min(gaps, default=0) < word
+    assert number == 1 or len(TOKENIZERS[name](BOOK[lie[-1][1] :])["input_ids"]) < number * word
+    for doc in found:
+        assert BOOK.startswith(doc["text"]) or doc["text"][0] == " "
+        assert 101 - 4 < doc["tokens"] <= 101
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_windows_overlap_by_half_at_most_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "short.txt").write_text(LONG)
+    settings = {"data": str(tmp_path / "short.txt")}
+    tokens = len(TOKENIZER(LONG)["input_ids"])
+    window = 101 + documents.TAIL
+    most = 2 * tokens // window - 1
+    found = docs(101, num_samples=most - 1, **settings)
+    assert found[0]["overlapping"] == most - 2 > 0
+    assert "overlap the one before, so that standard errors are too small" in caplog.text
+    with pytest.raises(
+        UsageError, match=rf"{most + 1} documents, or windows of long ones, of {window} tokens .* holds"
+    ):
+        docs(101, num_samples=most + 1, **settings)
+    with pytest.raises(UsageError, match="2 documents of 357 tokens .* holds 1; lower lengths or num_samples$"):
+        docs(101, num_samples=2, one_per_document=True, **settings)
+
+
+@given(tokens=st.lists(st.integers(100, 5000), min_size=1, max_size=6), wanted=st.integers(1, 60))
+def test_windows_are_shared_out_by_length(tokens: list[int], wanted: int) -> None:
+    numbers = windows.windows_per_document(tokens, 100, max(wanted, len(tokens)))
+    assert len(numbers) == len(tokens) and min(numbers) >= 1
+    for count, number in zip(tokens, numbers, strict=True):
+        assert number == 1 or (count - 100) / (number - 1) >= 50
+    if sum(numbers) < wanted:
+        assert all((count - 100) / number < 50 for count, number in zip(tokens, numbers, strict=True))
+    assert max(numbers) == max(number for count, number in zip(tokens, numbers, strict=True) if count == max(tokens))
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_documents_come_before_windows(tmp_path: Path) -> None:
+    written(tmp_path / "texts", [LONG, BOOK, SHORT])
+    two = docs(101, num_samples=2, data=str(tmp_path / "texts"))
+    assert [LONG.startswith(two[0]["text"]), BOOK.startswith(two[1]["text"])] == [True, True]
+    five = docs(101, num_samples=5, data=str(tmp_path / "texts"))
+    assert [doc["text"] in LONG for doc in five] == [True, False, False, False, False]
+    assert {doc["documents_dropped"] for doc in five} == {1}
+
+
+@pytest.mark.usefixtures("small_source")
+def test_the_embedded_text_says_where_it_overlaps() -> None:
+    assert docs(5, num_samples=1)[0]["overlapping"] == 0
+    assert docs(5, num_samples=3)[0]["overlapping"] == 3
+    found = documents.documents(None, 3, 2, len)
+    assert found.texts == (("ab cd", "\n\ne"), ("ef gh", "\nij")) and found.overlapping == 1
+
+
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_samples": 2}, "2 documents of 357 tokens .* holds 1; the shorter ones have 7 to 7 tokens"),
+        (
+            {"num_samples": 2, "one_per_document": True},
+            "2 documents of 357 tokens .* holds 1; the shorter ones have 7 to 7 tokens",
+        ),
+        ({"num_samples": 99}, "99 documents, or windows of long ones, of 357 tokens .* the shorter ones have 7"),
+        ({"one_per_document": 1}, "one_per_document must be true or false; found 1"),
         ({"lengths": [10**5], "num_samples": None}, "at least 1 documents of 100256 tokens .* holds 0; "),
         ({"column": "body"}, "column must be one of text .* found 'body'"),
         ({"data": "./nowhere"}, "there is no file or folder './nowhere'"),
