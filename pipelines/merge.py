@@ -240,7 +240,7 @@ class EntryResults:
 
     def _read_samples(self, name: str) -> list[dict[str, Any]]:
         """Return the samples of a leaf that is merged."""
-        with self.path.with_name(_samples_name(self.path, name)).open(encoding="utf-8") as lines:
+        with self.path.with_name(samples_name(self.path, name)).open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
     def _write_samples(self, name: str, samples: list[dict[str, Any]]) -> None:
