@@ -32,7 +32,7 @@ class Growth(NamedTuple):
 
     def at(self, length: int) -> float:
         """Return the seconds at a length."""
-        return sum(factor * length**power for factor, power in zip(self.factors, self.powers, strict=True))
+        return sum(factor * float(length) ** power for factor, power in zip(self.factors, self.powers, strict=True))
 
 
 class Rates:
