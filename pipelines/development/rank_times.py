@@ -2,9 +2,9 @@
 
     python -m mesa_lm.pipelines.development.rank_times --tokens 256k --ranks 1,2 --repeats 3
 
-prints JSON: for each number of processes the median seconds of a prefill and of a decoded token, the bytes of keys and
-values that each process holds, and the median of the ratios to one process within the same round. Run it on a machine
-with as many idle cores.
+prints JSON: for each number of processes the median seconds of a prefill (of wall time, and of processor time of the
+process with the most) and of a decoded token, the bytes of keys and values that each process holds, and the median of
+the ratios of wall time to one process within the same round. Run it on a machine with as many idle cores.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def measure(rank: int, size: int, store: str, tokens: int, answers: Any) -> None
     with extrapolate(model, "mesa", process_group=dist.group.WORLD), torch.no_grad():
         model(ids[:, :2048], logits_to_keep=1)
         dist.barrier()
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         output = model(ids, use_cache=True, logits_to_keep=1)
-        prefill_s = time.perf_counter() - start
+        prefill_s, busy_s = time.perf_counter() - start, time.process_time() - busy
         start = time.perf_counter()
         for _ in range(STEPS):
             token = output.logits[:, -1:].argmax(-1)
@@ -52,7 +52,7 @@ def measure(rank: int, size: int, store: str, tokens: int, answers: Any) -> None
         for keys in layer.woven.keys.values()
         for row in layer.woven.rows
     )
-    answers.put((rank, prefill_s, step_s, held))
+    answers.put((rank, prefill_s, busy_s, step_s, held))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -69,8 +69,8 @@ def run(size: int, tokens: int) -> dict[str, Any]:
         found = sorted(answers.get() for _ in processes)
         for process in processes:
             process.join()
-    _, prefill_s, step_s, held = zip(*found, strict=True)
-    return {"prefill_s": max(prefill_s), "step_s": max(step_s), "held_bytes": list(held)}
+    _, prefill_s, busy_s, step_s, held = zip(*found, strict=True)
+    return {"prefill_s": max(prefill_s), "busy_s": max(busy_s), "step_s": max(step_s), "held_bytes": list(held)}
 
 
 def main() -> None:
@@ -84,7 +84,8 @@ def main() -> None:
     for size in options.ranks:
         own = [one[size] for one in rounds]
         ratios = [one[size]["prefill_s"] / one[options.ranks[0]]["prefill_s"] for one in rounds]
-        medians = {name: round(statistics.median(one[name] for one in own), 4) for name in ("prefill_s", "step_s")}
+        names = ("prefill_s", "busy_s", "step_s")
+        medians = {name: round(statistics.median(one[name] for one in own), 4) for name in names}
         print(
             json.dumps(
                 {
