@@ -60,7 +60,9 @@ def methods(
         else:
             print(family_markdown(rows))
         return
-    described = {name: {**describe_in_full(known[name]), "families": supported_families(name, rows)} for name in chosen or known}
+    described = {
+        name: {**describe_in_full(known[name]), "families": supported_families(name, rows)} for name in chosen or known
+    }
     if as_json:
         print(json.dumps(described, indent=2))
     elif chosen:
