@@ -4,7 +4,9 @@ import re
 from inspect import getdoc
 from typing import Any, NamedTuple, get_args
 
+from mesa_lm.errors import MethodError
 from mesa_lm.methods.base import Kind
+from mesa_lm.methods.registry import method_class
 
 OTHER = "other"  # the kind of methods of other packages that declare none
 KINDS: tuple[str, ...] = (*get_args(Kind), OTHER)
@@ -38,6 +40,14 @@ def describe(method: type[Any]) -> Description:
     is_own = method.__module__.startswith("mesa_lm.")
     kind = method.kind if is_own else getattr(method, "kind", OTHER)
     return Description(kind if kind in KINDS else OTHER, purpose, source, _url(source))
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of a method by its name, `OTHER` where it is not installed here."""
+    try:
+        return describe(method_class(name)).kind
+    except MethodError:
+        return OTHER
 
 
 def _url(source: str) -> str | None:

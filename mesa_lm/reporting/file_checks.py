@@ -82,12 +82,14 @@ def _check_run(content: Mapping[str, Any]) -> None:
     known = date is None or (is_number(date) and 0 <= date <= LAST_DATE)
     _must(known, "date", "a number of seconds since 1970", date)
     _optional(content, "git_hash", str, "git_hash", "a text")
+    _optional(content, "versions", dict, "versions", "an object")
     config = content["config"]
     arguments = config.get("model_args")
     _must(arguments is None or isinstance(arguments, dict | str), "model_args", "an object or a text", arguments)
     described = _optional(config, "mesa_lm", dict, "mesa_lm", "an object") or {}
     for name in ("method", "pretrained", "commit"):
         _optional(described, name, str, f"mesa_lm.{name}", "a text")
+    _optional(described, "dirty", bool, "mesa_lm.dirty", "true or false")
     _optional(described, "parameters", dict, "mesa_lm.parameters", "an object")
     for name, least in (("train_length", 1), ("truncated_samples", 0)):
         count = described.get(name)

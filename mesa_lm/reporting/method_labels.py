@@ -7,6 +7,8 @@ from mesa_lm.errors import MethodError
 from mesa_lm.methods.parameters import declared, default_of
 from mesa_lm.methods.registry import create, method_class
 
+SOURCE = " @ "  # between a method and where its results come from
+
 
 def method_label(name: str, given: Mapping[str, Any], used: Mapping[str, Any], train_length: int | None) -> str:
     """Return a method with the parameters that differ from its defaults.
@@ -32,6 +34,21 @@ def method_label(name: str, given: Mapping[str, Any], used: Mapping[str, Any], t
     return f"{name} ({', '.join(shown)})" if shown else name
 
 
+def with_source(label: str, source: str) -> str:
+    """Return the label of a method that several sources have."""
+    return f"{label}{SOURCE}{source}"
+
+
+def name_of(label: str) -> str:
+    """Return the method of a label, without its parameters and without its source."""
+    return label.partition(SOURCE)[0].partition(" (")[0]
+
+
+def source_of(label: str) -> str:
+    """Return the source of a label; "" where it names none."""
+    return label.partition(SOURCE)[2]
+
+
 def _differing(
     name: str, given: Mapping[str, Any], used: Mapping[str, Any], train_length: int | None
 ) -> dict[str, Any]:
@@ -49,7 +66,7 @@ def _differing(
             continue
         value = used[key]
         if key == "variant":
-            default = declared(default_kind)[key].shown
+            default: Any = declared(default_kind)[key].shown
         elif declaration.rule is None:
             default = getattr(kind(), key)
         elif key == "train_length" or train_length is None:
