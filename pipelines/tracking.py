@@ -23,7 +23,7 @@ import wandb
 
 from mesa_lm.errors import UsageError
 from mesa_lm.pipelines.secrets import without_secrets
-from mesa_lm.pipelines.wandb_content import log_leaderboard, log_method
+from mesa_lm.pipelines.wandb_content import log_leaderboard, log_method, summary
 from mesa_lm.reporting.figure_style import lines_of
 from mesa_lm.reporting.files import make_folder, write_atomically
 from mesa_lm.reporting.ranking import Entry, rank
@@ -167,7 +167,7 @@ def _planned_runs(results: Results, entries: Sequence[Entry]) -> Iterator[_Plann
             parts=(model, method),
             tags=(model, method, *(str(commit) for commit in commits if commit)),
             # Its rank depends on the other methods too.
-            content=[*(file.content for _, file in sorted(own.files.items())), *(entry.row() for entry in board)],
+            content=[*(file.content for _, file in sorted(own.files.items())), *(summary(entry) for entry in board)],
             log=partial(log_method, results=own, entries=board),
         )
     if entries:

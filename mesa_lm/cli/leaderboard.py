@@ -183,7 +183,7 @@ def _parts(columns: Sequence[Column], names: Sequence[Column], width: int) -> li
 
     def needed(column: Column) -> int:
         longest = max(map(len, [*column.title.split(), *(cell.text for cell in column.cells)]))
-        return min(longest, WIDEST_METHOD) + 2
+        return min(longest, WIDEST_METHOD) + 3
 
     parts = [list(names)]
     for column in columns:

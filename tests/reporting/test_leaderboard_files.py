@@ -127,7 +127,7 @@ def test_a_column_has_one_unit(results, tmp_path):
         path.write_text(json.dumps(report | {"sweep": {"costs": dict.fromkeys(report["configs"], costs)}}))
     text = page(results, tmp_path).read_text()
     assert titles(text)[8:] == ["peak memory at 1k (MiB)", "per sample at 1k (s)"]
-    assert re.findall(r"<span class=\"\">([0-9.]+)</span></td>\n</tr>", text) == ["12.000", "1.670", "0.852"]
+    assert re.findall(r"<span class=\"\">([0-9.]+)</span></td>\n</tr>", text) == ["1.670", "12.000", "0.852"]
     assert "| 27.2 | 0.852 |" in run(results).output
 
 
