@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from mesa_lm.methods.registry import available_methods, check_cuts_prompts, make
 # Of what can be asked for: documents are built before anything runs, and a slip must not fill the memory.
 LONGEST = 2**24
 MOST_SAMPLES = 100_000
+MOST_SETTINGS = 1_000  # of one method
 Length = Annotated[int, Field(gt=0, le=LONGEST)]
 
 
@@ -231,7 +234,7 @@ class Sweep(Section):
     @field_validator("methods", mode="before")
     @classmethod
     def _names_are_methods(cls, methods: Any) -> Any:
-        return _mappings("method", methods)
+        return tuple(setting for entry in _mappings("method", methods) for setting in _settings(entry))
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -259,3 +262,23 @@ def _mappings(key: str, value: Any) -> Any:
     """Return a list of entries, or a single one, with names replaced by mappings of `key` to the name."""
     entries = value if isinstance(value, list | tuple) else [value]
     return tuple({key: entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+def _settings(entry: Any) -> list[Any]:
+    """Return a method's entry once for each combination of its grid, if it has one.
+
+    Raises:
+        ValueError: The grid is not one, or sets what the entry sets too.
+    """
+    if not isinstance(entry, dict) or "grid" not in entry:
+        return [entry]
+    grid = entry["grid"]
+    fixed = {name: value for name, value in entry.items() if name != "grid"}
+    are_lists = isinstance(grid, dict) and grid and all(isinstance(values, list) and values for values in grid.values())
+    if not are_lists:
+        raise ValueError("a grid must map parameters to lists of values")
+    if twice := sorted(grid.keys() & fixed.keys()):
+        raise ValueError(f"{', '.join(twice)} is set beside the grid and in it")
+    if math.prod(map(len, grid.values())) > MOST_SETTINGS:
+        raise ValueError(f"a grid may have at most {MOST_SETTINGS} settings")
+    return [{**fixed, **dict(zip(grid, values, strict=True))} for values in product(*grid.values())]

@@ -18,11 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pandas as pd
 import wandb
 
 from mesa_lm.errors import UsageError
 from mesa_lm.pipelines.secrets import without_secrets
-from mesa_lm.pipelines.wandb_content import log_leaderboard, log_method
+from mesa_lm.pipelines.wandb_content import log_leaderboard, log_method, summary
+from mesa_lm.reporting.figure_style import lines_of
 from mesa_lm.reporting.files import make_folder, write_atomically
 from mesa_lm.reporting.ranking import Entry, rank
 from mesa_lm.reporting.results import Results, read
@@ -149,7 +151,7 @@ def log_results(paths: Iterable[Path], target: Target) -> Logged:
         state, mode = _log_once(target, mode, run)
         getattr(logged, state).append(run.name)
         if state == "done" and run.job_type == "leaderboard" and mode == "online":
-            update_report(target)
+            update_report(target, results.table)
     return logged
 
 
@@ -165,7 +167,7 @@ def _planned_runs(results: Results, entries: Sequence[Entry]) -> Iterator[_Plann
             parts=(model, method),
             tags=(model, method, *(str(commit) for commit in commits if commit)),
             # Its rank depends on the other methods too.
-            content=[*(file.content for _, file in sorted(own.files.items())), *(entry.row() for entry in board)],
+            content=[*(file.content for _, file in sorted(own.files.items())), *(summary(entry) for entry in board)],
             log=partial(log_method, results=own, entries=board),
         )
     if entries:
@@ -266,8 +268,13 @@ def id_of_run(target: Target, job_type: str, *parts: str) -> str:
     return _digest(target.project, target.group, job_type, *parts)[:16]
 
 
-def update_report(target: Target) -> None:
-    """Create the report that shows the leaderboard, or bring it up to date, where wandb-workspaces is installed."""
+def update_report(target: Target, table: pd.DataFrame) -> None:
+    """Create the report that shows the leaderboard, or bring it up to date, where wandb-workspaces is installed.
+
+    Args:
+        target: Where the runs are.
+        table: Rows of `Results.table`, of the models and methods whose runs have the colours of all figures.
+    """
     try:
         from wandb_workspaces.reports import v2 as reports
     except ImportError:
@@ -278,7 +285,12 @@ def update_report(target: Target) -> None:
         state = _read_state(target.folder)
         url = state.get("report")
         report = reports.Report.from_url(url) if url else reports.Report(**place, title=f"Leaderboard: {target.group}")
-        runs = reports.Runset(**place, filters=f"Group == '{target.group}'")
+        colours = {
+            id_of_run(target, "eval", str(line.points.model.iloc[0]), str(line.points.method.iloc[0])): line.look.colour
+            for line in lines_of(table)
+        }
+        looks = {run: reports.RunSettings(color=colour) for run, colour in colours.items()}
+        runs = reports.Runset(**place, filters=f"Group == '{target.group}'", run_settings=looks)
         report.blocks = [
             reports.PanelGrid(runsets=[runs], panels=[reports.WeavePanelSummaryTable(table_name="leaderboard")])
         ]

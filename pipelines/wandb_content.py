@@ -43,11 +43,17 @@ def log_method(run: Any, results: Results, entries: Sequence[Entry]) -> dict[str
         points.add_data(row.task, row.length, row.metric, row.value, *(row.interval or (None, None)), row.samples)
     run.log({"points": points})
     _log_samples(run, results)
-    ranked = {f"{entry.task}/{key}": entry.row()[key] for entry in entries for key in SUMMARY}
+    ranked = {f"{entry.task}/{key}": value for entry in entries for key, value in summary(entry).items()}
     run.summary.update(ranked | _throughput(results))
     config = _config(results)
     _log_files(run, results, config)
     return config
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """Return what the summary of a run has of an entry."""
+    row = entry.row()
+    return {key: row[key] for key in SUMMARY}
 
 
 def log_lengths(run: Any, table: pd.DataFrame) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from inspect import formatannotation, getdoc
+from inspect import formatannotation
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from mesa_lm.cli.options import refuse_duplicates
 from mesa_lm.errors import MethodError, UsageError, unknown_name
+from mesa_lm.methods.descriptions import describe
 from mesa_lm.methods.parameters import allowed, declared
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def methods(
             print(family_markdown(rows))
         return
     described = {
-        name: {**describe(known[name]), "families": supported_families(name, rows)} for name in chosen or known
+        name: {**describe_in_full(known[name]), "families": supported_families(name, rows)} for name in chosen or known
     }
     if as_json:
         print(json.dumps(described, indent=2))
@@ -87,14 +88,11 @@ def supported_families(method: str, rows: Sequence[FamilyRow]) -> list[str]:
     return names
 
 
-def describe(method: type[Any]) -> dict[str, Any]:
-    """Return a method's purpose, source and parameters, taken from its docstring and fields."""
-    purpose, *rest = (getdoc(method) or "").split("\n")
+def describe_in_full(method: type[Any]) -> dict[str, Any]:
+    """Return a method's kind, purpose, source and parameters, taken from its docstring and fields."""
     types = get_type_hints(method)
-    _, _, source = "\n".join(rest).partition("Source:")
     return {
-        "purpose": purpose,
-        "source": " ".join(source.split("\n\n")[0].split()),
+        **describe(method)._asdict(),
         "parameters": {
             name: {
                 "type": formatannotation(types[name]),
@@ -121,6 +119,7 @@ def _print_method(name: str, method: dict[str, Any], rows: Sequence[FamilyRow]) 
     """Print all about a method."""
     console = Console()
     console.print(Text.assemble((name, "bold"), f": {method['purpose']}"))
+    console.print(Text(f"kind: {method['kind']}"))
     console.print(Text(f"source: {method['source']}"))
     console.print(Text(f"model families: {', '.join(method['families'])}"))
     reasons = dict.fromkeys(reason for row in rows if (reason := row.refusals[name]) is not None)

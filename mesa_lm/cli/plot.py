@@ -1,13 +1,20 @@
 """The command `mesa-lm plot`."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mesa_lm.cli.damage import refuse_damage, report_damage
 from mesa_lm.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mesa_lm.reporting.results import Results
 
 
 def plot(
@@ -30,8 +37,10 @@ def plot(
         str | None, typer.Option(help="Task group to draw, where the results hold several.", show_default=False)
     ] = None,
     by: Annotated[
-        Literal["length", "depth", "position"],
-        typer.Option(help="Draw against input length; depth and length (passkey_grid); position (long_ppl)."),
+        Literal["length", "depth", "position", "cost"],
+        typer.Option(
+            help="Draw against input length; depth and length (passkey_grid); position (long_ppl); time and memory."
+        ),
     ] = "length",
     length: Annotated[
         int | None,
@@ -54,11 +63,20 @@ def plot(
 
     if length is not None and by != "position":
         raise UsageError("--length goes with --by position only")
+    if metric is not None and by == "cost":
+        raise UsageError("--by cost draws the metric that the leaderboard ranks by; leave --metric out")
     if metric is not None and by == "position":
         raise UsageError("--by position draws nll; leave --metric out")
     found = read(results)
     if strict:
         refuse_damage(found.problems)
+    if by == "cost":
+        figure, name = _cost_figure(found, task)
+        path = out or Path(f"{_as_file_name(name)}_cost.png")
+        save_figure(figure, path)
+        print(path)
+        report_damage(found.problems)
+        return
     if metric is None:
         measured = set(found.where(task=task).table.metric)
         has_loss_alone = "nll" in measured and "acc" not in measured
@@ -72,8 +90,29 @@ def plot(
         figure = position_figure(same_task, length)
     else:
         figure = length_figure(chosen, same_task)
-    drawn = re.sub(r"[^\w.+-]+", "_", f"{name}_{metric if by == 'length' else by}")
+    drawn = _as_file_name(f"{name}_{metric if by == 'length' else by}")
     path = out or Path(f"{drawn}.png")
     save_figure(figure, path)
     print(path)
     report_damage(found.problems)
+
+
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)
+
+
+def _cost_figure(found: Results, task: str | None) -> tuple[Figure, str]:
+    """Return the figure of scores against costs of the only model and task, and the task."""
+    from mesa_lm.reporting.cost_figure import cost_figure
+    from mesa_lm.reporting.figure_style import FIGURE_WIDTH
+    from mesa_lm.reporting.ranking import rank
+
+    entries = [entry for entry in rank(found) if task in (None, entry.task)]
+    boards = sorted({(entry.model, entry.task) for entry in entries})
+    if len(boards) != 1:
+        told = ", ".join(f"{model}: {name}" for model, name in boards) or "none"
+        raise UsageError(f"--by cost draws one model and task, found {told}; give its results, and --task")
+    figure = cost_figure(entries, FIGURE_WIDTH)
+    if figure is None:
+        raise UsageError("--by cost needs two methods with a time or a peak memory, of `mesa-lm bench` or a sweep")
+    return figure, boards[0][1]

@@ -243,6 +243,7 @@ class MesaHFLM(ScoringHFLM):
             "device": str(self.model.device),  # what was used; lm-eval saves the option
             "dtype": str(self.model.dtype),
             "truncated_samples": self.truncated_samples,
+            "calibrated": self.method.is_calibrated,
         }
         return info
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from typing_extensions import override
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mesa_lm.methods.weaves import Placement, Weave
 
 logger = logging.getLogger(__name__)
+
+# What a method changes: the frequencies of positions; where keys stand, of which every query sees all; a prompt's
+# attention, cut into chunks that do not see one another; which keys are seen, by their place; or by the query.
+Kind = Literal["baseline", "scaling", "remapping", "chunked", "sparse", "retrieval"]
 
 
 class Reach(NamedTuple):
@@ -42,6 +46,7 @@ class Method:
     """
 
     name: ClassVar[str]
+    kind: ClassVar[Kind]
     static_rope: ClassVar[bool] = False  # whether `rope_parameters` are the same for every input
 
     def __post_init__(self) -> None:
@@ -140,6 +145,10 @@ class Method:
     def kept(self) -> Kept | None:
         """Which cached tokens the bands of later tokens hold, so that all others may be dropped; None: all."""
         return None
+
+    def is_calibrated(self) -> bool:
+        """Whether some of the values were fitted to the model on data, and do not follow from T."""
+        return False
 
     @property
     def rounds_merge(self) -> bool:

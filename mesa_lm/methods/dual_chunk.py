@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from typing_extensions import override
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Reach, TrainedMethod
+from mesa_lm.methods.base import Kind, Reach, TrainedMethod
 from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import parameter
 
@@ -26,6 +26,7 @@ class DualChunk(TrainedMethod):
     """
 
     name: ClassVar[str] = "dual_chunk"
+    kind: ClassVar[Kind] = "remapping"
 
     chunk_size: int = parameter(lambda T: max(2, 3 * T // 4), "largest query position C", shown="3T/4", at_least=2)
     local_window: int = parameter(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from mesa_lm.methods.base import TrainedMethod
+from mesa_lm.methods.base import Kind, TrainedMethod
 from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import parameter
 
@@ -27,6 +27,7 @@ class DynamicNTK(TrainedMethod):
     """
 
     name: ClassVar[str] = "dynamic_ntk"
+    kind: ClassVar[Kind] = "scaling"
 
     factor: float = parameter(2.0, "how fast the base grows; not the ratio n / T", at_least=1)
     cached_keys: Literal["current", "stale"] = parameter("current", "base of cached keys: the input's or their own")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from mesa_lm.methods.base import Reach, WovenMethod
+from mesa_lm.methods.base import Kind, Reach, WovenMethod
 from mesa_lm.methods.parameters import parameter, window_rule
 from mesa_lm.methods.weaves import Leaky
 
@@ -25,6 +25,7 @@ class LeakyReRoPE(WovenMethod):
     """
 
     name: ClassVar[str] = "leaky_rerope"
+    kind: ClassVar[Kind] = "remapping"
 
     window: int = parameter(window_rule, "distance w up to which positions are true", shown="min(512, T/4)", at_least=1)
     scaling_factor: float | None = parameter(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from mesa_lm.methods.base import Method, Reach
+from mesa_lm.methods.base import Kind, Method, Reach
 from mesa_lm.methods.geometry import Band, Extent, Kept
 from mesa_lm.methods.parameters import parameter
 
@@ -23,6 +23,7 @@ class LMInfinite(Method):
     """
 
     name: ClassVar[str] = "lm_infinite"
+    kind: ClassVar[Kind] = "sparse"
 
     n_global: int = parameter(10, "first keys that every query sees", at_least=0)
     n_local: int = parameter(lambda T: T, "last keys that a query sees, itself included", shown="T", at_least=1)

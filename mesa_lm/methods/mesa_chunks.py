@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import ScaledMethod
+from mesa_lm.methods.base import Kind, ScaledMethod
 from mesa_lm.methods.parameters import parameter
 
 PUBLISHED_WIDTH = 50
@@ -20,6 +20,7 @@ class MesaChunks(ScaledMethod):
     """
 
     name: ClassVar[str] = "mesa"
+    kind: ClassVar[Kind] = "chunked"
 
     first_chunk: int = parameter(
         lambda T: max(1, min(100, T // 20)), "first chunk F that every chunk sees", shown="min(100, T/20)", at_least=1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_lm.methods.base import Method
+from mesa_lm.methods.base import Kind, Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +14,7 @@ class Origin(Method):
     """
 
     name: ClassVar[str] = "origin"
+    kind: ClassVar[Kind] = "baseline"
 
     @property
     def depends_on_length(self) -> bool:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from mesa_lm.methods.base import Reach, WovenMethod
+from mesa_lm.methods.base import Kind, Reach, WovenMethod
 from mesa_lm.methods.parameters import parameter, window_rule
 from mesa_lm.methods.weaves import Clamped
 
@@ -20,6 +20,7 @@ class ReRoPE(WovenMethod):
     """
 
     name: ClassVar[str] = "rerope"
+    kind: ClassVar[Kind] = "remapping"
 
     window: int = parameter(window_rule, "largest distance w", shown="min(512, T/4)", at_least=1)
 

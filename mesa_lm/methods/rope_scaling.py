@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, TrainedMethod
+from mesa_lm.methods.base import Kind, Method, TrainedMethod
 from mesa_lm.methods.parameters import parameter
 from mesa_lm.methods.train_length import train_length_of
 
@@ -21,6 +21,7 @@ class LinearScaling(Method):
     """
 
     name: ClassVar[str] = "linear"
+    kind: ClassVar[Kind] = "scaling"
     static_rope: ClassVar[bool] = True
 
     factor: float = parameter(
@@ -46,6 +47,7 @@ class NTKScaling(Method):
     """
 
     name: ClassVar[str] = "ntk"
+    kind: ClassVar[Kind] = "scaling"
     static_rope: ClassVar[bool] = True
 
     factor: float = parameter(8.0, "by which the lowest frequency is divided", at_least=1)
@@ -70,6 +72,7 @@ class YaRN(TrainedMethod):
     """
 
     name: ClassVar[str] = "yarn"
+    kind: ClassVar[Kind] = "scaling"
     static_rope: ClassVar[bool] = True
 
     factor: float = parameter(16.0, "by which low frequencies are divided", at_least=1)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from mesa_lm.methods.base import Reach, WovenMethod
+from mesa_lm.methods.base import Kind, Reach, WovenMethod
 from mesa_lm.methods.parameters import parameter
 from mesa_lm.methods.weaves import Grouped
 
@@ -24,6 +24,7 @@ class SelfExtend(WovenMethod):
     """
 
     name: ClassVar[str] = "self_extend"
+    kind: ClassVar[Kind] = "remapping"
 
     log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
     group_size: int = parameter(8, "tokens G that share a position beyond the neighbours", at_least=1)

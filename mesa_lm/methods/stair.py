@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from mesa_lm.methods.base import WovenMethod
+from mesa_lm.methods.base import Kind, WovenMethod
 from mesa_lm.methods.parameters import parameter, window_rule
 from mesa_lm.methods.weaves import Stair
 
@@ -23,6 +23,7 @@ class StairPE(WovenMethod):
     """
 
     name: ClassVar[str] = "stair"
+    kind: ClassVar[Kind] = "remapping"
 
     extrapolated_position: int = parameter(
         window_rule, "distance N up to which positions are true", shown="min(512, T/4)", at_least=0

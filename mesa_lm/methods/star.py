@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from typing_extensions import override
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, ScaledMethod
+from mesa_lm.methods.base import Kind, Method, ScaledMethod
 from mesa_lm.methods.geometry import Extent, Layout
 from mesa_lm.methods.origin import Origin
 from mesa_lm.methods.parameters import parameter
@@ -28,6 +28,7 @@ class Star(ScaledMethod):
     """
 
     name: ClassVar[str] = "star"
+    kind: ClassVar[Kind] = "chunked"
 
     log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T); the context's blocks are not")
     block_size: int = parameter(lambda T: max(1, T // 4), "tokens b of a context block", shown="T/4", at_least=1)

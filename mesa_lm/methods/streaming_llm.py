@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from typing_extensions import override
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, Reach
+from mesa_lm.methods.base import Kind, Method, Reach
 from mesa_lm.methods.geometry import Band, Extent, Kept
 from mesa_lm.methods.parameters import parameter
 
@@ -30,6 +30,7 @@ class StreamingLLM(Method):
     """
 
     name: ClassVar[str] = "streaming_llm"
+    kind: ClassVar[Kind] = "sparse"
 
     start_size: int = parameter(4, "attention sinks S: first keys that every query sees", at_least=0)
     recent_size: int = parameter(

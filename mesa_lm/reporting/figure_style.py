@@ -4,9 +4,10 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, chain, cycle
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import matplotlib
 import numpy as np
@@ -19,22 +20,27 @@ from matplotlib.textpath import text_to_path
 from mesa_lm.errors import UsageError
 from mesa_lm.reporting.costs import COSTS
 from mesa_lm.reporting.files import save_file
+from mesa_lm.reporting.method_labels import name_of
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1a1a1a", "#595959", "#e0e0e0"
 # Okabe and Ito 2008, Color universal design: told apart by all common forms of colour vision, on white and on black.
 # Yellow, too faint on white, is left out.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 MARKERS = ("D", "s", "^", "v", "P", "X", "o")
-# Of each colour the first method has a full line and filled markers, its relative a dashed line and open ones.
-PAIRS = (
-    ("mesa", "dual_chunk"),
-    ("rerope", "leaky_rerope"),
-    ("stair", "self_extend"),
-    ("yarn", "linear"),
-    ("dynamic_ntk", "ntk"),
-    ("lm_infinite", "streaming_llm"),
-    ("origin", "stock"),
+# No palette has so many colours as there are methods: of each colour the first has a full line and filled markers, the
+# second a dashed line and open ones, the third a dotted line and half-filled ones. A fourth is for methods of others.
+SHARED_COLOURS = (
+    ("mesa", "dual_chunk", "star"),
+    ("rerope", "leaky_rerope", "lampe"),
+    ("stair", "self_extend", "dpe"),
+    ("yarn", "linear", "gali"),
+    ("dynamic_ntk", "ntk", "string"),
+    ("lm_infinite", "streaming_llm", "infllm"),
+    ("origin", "stock", "reattention"),
 )
+STROKES = ("solid", "dashed", "dotted", "dashdot")
+FILLS = dict(zip(STROKES, ("full", "none", "bottom", "left"), strict=True))
+FIGURE_WIDTH = 7.0  # inches
 MAX_LINES = 8  # Of a figure; more are drawn as a heat map.
 # What keeps the time of drawing out of the file, so that equal results give equal files.
 TIMELESS: dict[str, dict[str, None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -58,29 +64,32 @@ class Look(NamedTuple):
     Attributes:
         colour: Of line and markers.
         marker: Of the points.
-        is_open: Whether the line is dashed and its markers are open.
+        stroke: Of the line, one of `STROKES`; the fill of the markers follows it.
     """
 
     colour: str
     marker: str
-    is_open: bool
+    stroke: str
 
     @property
     def style(self) -> dict[str, Any]:
         """Arguments of matplotlib's `plot`."""
         return {
             "color": self.colour,
-            "linestyle": "--" if self.is_open else "-",
+            "linestyle": self.stroke,
             "marker": self.marker,
-            "markerfacecolor": PAPER if self.is_open else self.colour,
+            "fillstyle": FILLS[self.stroke],
+            "markerfacecolor": PAPER if self.stroke == "dashed" else self.colour,
+            "markerfacecoloralt": PAPER,
         }
 
 
 LOOKS = {
-    pair[is_open]: Look(colour, marker, bool(is_open))
-    for is_open in (0, 1)
-    for pair, colour, marker in zip(PAIRS, COLOURS, MARKERS, strict=True)
+    names[place]: Look(colour, marker, STROKES[place])
+    for place in range(len(STROKES) - 1)
+    for names, colour, marker in zip(SHARED_COLOURS, COLOURS, MARKERS, strict=True)
 }
+SPARE_LOOKS = tuple(Look(*look, STROKES[-1]) for look in zip(COLOURS, MARKERS, strict=True))
 
 
 class Line(NamedTuple):
@@ -112,23 +121,30 @@ def lines_of(table: pd.DataFrame) -> list[Line]:
     """Return the models and methods of a table, each model's origin first.
 
     A method looks the same in every figure. Where a figure shows it with several parameters or models, the lines after
-    the first take looks that no other line has; so does a method that is none of mesa-lm's.
+    the first take looks that no other line has; so does a method that is none of mesa-lm's. Which ones follows from
+    their names, so that they too look alike in figures that show the same.
 
     Args:
         table: Rows of `Results.table`; those of a line keep their order.
     """
     names = short_names(table)
-    ordered = table.assign(is_method=table.method != "origin")
+    ordered = table.assign(is_method=table.method.map(name_of) != "origin")
     groups = list(ordered.groupby(["model", "is_method", "method"]))
-    own = {method.partition(" (")[0] for method in table.method} & LOOKS.keys()
-    spare = cycle([look for name, look in LOOKS.items() if name not in own] or LOOKS.values())
+    own = {name_of(method) for method in table.method} & LOOKS.keys()
+    spare = [*SPARE_LOOKS, *(look for name, look in LOOKS.items() if name not in own)]
     lines = []
     for (model, _, method), points in groups:
-        name = str(method).partition(" (")[0]
-        look = LOOKS[name] if name in own else next(spare)
+        name = name_of(str(method))
+        look = LOOKS[name] if name in own else _take(spare, f"{model}: {method}")
         own.discard(name)
         lines.append(Line(points, str(method) if len(names) == 1 else f"{names[str(model)]}: {method}", look))
     return lines
+
+
+def _take(spare: list[Look], label: str) -> Look:
+    """Take the look that a label chooses of some, and leave it to no other label while there are more."""
+    place = crc32(label.encode()) % len(spare)
+    return spare.pop(place) if len(spare) > 1 else spare[place]
 
 
 def short_names(table: pd.DataFrame) -> dict[str, str]:

@@ -82,6 +82,7 @@ def _check_run(content: Mapping[str, Any]) -> None:
     known = date is None or (is_number(date) and 0 <= date <= LAST_DATE)
     _must(known, "date", "a number of seconds since 1970", date)
     _optional(content, "git_hash", str, "git_hash", "a text")
+    _optional(content, "versions", dict, "versions", "an object")
     config = content["config"]
     arguments = config.get("model_args")
     _must(arguments is None or isinstance(arguments, dict | str), "model_args", "an object or a text", arguments)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from mesa_lm.reporting.costs import is_cost
 from mesa_lm.reporting.figure_style import COLOURS, MARGIN, Line, add_frame, lines_of, text_width, wrapped
+from mesa_lm.reporting.method_labels import name_of
 
 CELL_WIDTH, CELL_HEIGHT = 0.42, 0.28  # inches, the least
 WIDEST_CELL = 0.9  # inches
@@ -145,4 +146,4 @@ def _place(line: Line) -> tuple[str, bool, float]:
     first = line.points.iloc[0]
     sign = -1 if pd.isna(first.higher_is_better) or first.higher_is_better else 1
     mean = line.points.value.mean()
-    return first.model, first.method != "origin", math.inf if math.isnan(mean) else sign * mean
+    return first.model, name_of(first.method) != "origin", math.inf if math.isnan(mean) else sign * mean

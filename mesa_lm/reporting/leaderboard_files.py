@@ -1,41 +1,48 @@
 """Write a leaderboard as a page for the browser, as Markdown, CSV or JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mesa_lm.lengths import length_label
 from mesa_lm.reporting.changes import Change
 from mesa_lm.reporting.costs import RANKED_COSTS
 from mesa_lm.reporting.files import save_file
 from mesa_lm.reporting.leaderboard_page import render_html
 from mesa_lm.reporting.leaderboard_table import Cell, boards
 from mesa_lm.reporting.lm_eval_files import ResultsFile
-from mesa_lm.reporting.ranking import Entry
+from mesa_lm.reporting.overall import OVERALL_COLUMNS, overall_tables
+from mesa_lm.reporting.provenance import PARTS, column_name
+from mesa_lm.reporting.ranking import PRICE_COLUMNS
 from mesa_lm.reporting.results import measurements
 
 CSV_COLUMNS = [
-    *("model", "task", "metric", "rank", "method", "effective_length", "mean", "p_best", "nll", *RANKED_COSTS),
-    *("cost_length", "cost_out_of_memory", "commit", "change", "reasons", "length", "value", "low", "high", "samples"),
-    "status",
+    *("model", "task", "metric", "rank", "method", "effective_length", "mean", "p_best"),
+    *(*PRICE_COLUMNS, "nll", *RANKED_COSTS, "cost_length", "cost_out_of_memory", "change", "reasons"),
+    *("length", "value", "low", "high", "samples", "status", "kind", "is_calibrated", *map(column_name, PARTS)),
 ]
 
 
 def render_markdown(changes: Sequence[Change]) -> str:
-    """Return one table per model and task."""
+    """Return one table per model and task, and one over all tasks of a model with several."""
     parts = []
     for board in boards(changes):
         columns = {column.title: list(map(_markdown_text, column.cells)) for column in board.columns}
-        shown = [_values(change.entry) for change in board.changes]
-        columns |= {length_label(length): [values.get(length, "") for values in shown] for length in board.lengths}
-        rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+        table = _markdown_table(list(columns), zip(*columns.values(), strict=True))
         parts.append(f"## {board.model}: {board.task}, {board.metric}\n\n{table}")
+    for overall in overall_tables([change.now for change in changes if change.now]):
+        rows = (row.texts(place) for place, row in enumerate(overall.rows, start=1))
+        table = _markdown_table(list(OVERALL_COLUMNS), ([text.replace("|", "\\|") for text in row] for row in rows))
+        parts.append(f"## {overall.model}: all tasks\n\n{table}")
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def render_csv(changes: Sequence[Change]) -> str:
@@ -67,6 +74,7 @@ def render_json(changes: Sequence[Change]) -> str:
         rows.append(
             {
                 **{name: getattr(entry, name) for name in [*columns, "metric", "train_length"]},
+                "price": entry.price and entry.price._asdict(),
                 "points": [
                     {"length": row.length, "value": row.value, "interval": row.interval, "samples": row.samples}
                     for row in measurements(entry.points)
@@ -94,15 +102,11 @@ def save_leaderboard(changes: Sequence[Change], path: Path, files: Mapping[Path,
         UsageError: The file cannot be written.
     """
     renderers = {".md": render_markdown, ".csv": render_csv, ".json": render_json}
-    content = render_html(changes, files) if path.suffix == ".html" else renderers[path.suffix](changes)
-    save_file(path, content)
-
-
-def _values(entry: Entry) -> dict[int, str]:
-    """Return what stands in the column of each length."""
-    return dict.fromkeys(entry.out_of_memory, "OOM") | {
-        row.length: f"{row.value:.3f}" for row in measurements(entry.points)
-    }
+    if path.suffix == ".html":
+        downloads = {"leaderboard.csv": render_csv(changes), "leaderboard.json": render_json(changes)}
+        save_file(path, render_html(changes, files, downloads))
+    else:
+        save_file(path, renderers[path.suffix](changes))
 
 
 def _markdown_text(cell: Cell) -> str:

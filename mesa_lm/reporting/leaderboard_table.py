@@ -19,6 +19,7 @@ class Cell(NamedTuple):
         notes: Said below it in small letters.
         warnings: Said below these, as something that went wrong.
         kind: Of a change, such as "worse"; of other cells empty.
+        heat: From 0, the worst, to 1, the best, of a value at one length; None elsewhere.
     """
 
     text: str = ""
@@ -26,14 +27,25 @@ class Cell(NamedTuple):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     kind: str = ""
+    heat: float | None = None
 
 
 class Column(NamedTuple):
-    """Hold a title, what it means in a sentence or two, and the cells by rank."""
+    """Hold one column.
+
+    Attributes:
+        title: Its title.
+        about: What it means, in a sentence or two.
+        cells: Its cells by rank.
+        is_length: Whether it is the column of a length.
+        is_first_beyond: Whether it is that of the first length beyond the training length.
+    """
 
     title: str
     about: str
     cells: list[Cell]
+    is_length: bool = False
+    is_first_beyond: bool = False
 
 
 class Board(NamedTuple):
@@ -69,10 +81,9 @@ class Board(NamedTuple):
             return Column(title, about, list(map(cell, entries)))
 
         found = [
-            Column(
-                "#", "Place: the longer effective length first, then the higher mean.", list(map(_rank, self.changes))
-            ),
-            column("method", "With the parameters that were set.", _method),
+            Column("#", _PLACE, list(map(_rank, self.changes))),
+            column("method", "With the parameters that differ from its defaults.", _method),
+            column(KIND, KIND_MEANING, lambda entry: Cell(entry.kind, entry.kind)),
             column(
                 "effective length",
                 "The longest measured length up to which the metric stays above 85% of its mean within the training "
@@ -85,6 +96,8 @@ class Board(NamedTuple):
                 "by the mean over the lengths that they all have.",
                 _mean,
             ),
+            *self._length_columns(entries),
+            column("within T", _WITHIN_T, _price),
             column(
                 "p to best",
                 "How likely a difference to the first method is by chance, on the same samples of all lengths, after "
@@ -98,15 +111,44 @@ class Board(NamedTuple):
             ),
             *(_cost_column(name, entries) for name in RANKED_COSTS),
             column(
-                "commit",
+                COMMIT,
                 "Of mesa-lm, which measured it; edited: with changes that no commit holds.",
-                lambda entry: Cell(", ".join(entry.commits), ", ".join(entry.commits)),
+                lambda entry: Cell(found := entry.provenance.get(COMMIT, ""), found),
             ),
         ]
         if any(change.before for change in self.changes):
             about = "Since the run compared with, over the lengths that both have; means tested with Holm's correction."
             found.append(Column("change", about, list(map(_change, self.changes))))
         return [column for column in found if any(cell.text or cell.warnings for cell in column.cells)]
+
+    def _length_columns(self, entries: Sequence[Entry]) -> list[Column]:
+        """Return a column per length; scores between 0 and 1 are shaded by that range, others by their own."""
+        values = [value for entry in entries for value in entry.points.value]
+        worst, best = (0.0, 1.0) if min(values) >= 0 and max(values) <= 1 else (min(values), max(values))
+        if not entries[0].higher_is_better:
+            worst, best = max(values), min(values)
+        train_length = entries[0].train_length
+        first_beyond = min((length for length in self.lengths if train_length and length > train_length), default=None)
+        columns = []
+        for length in self.lengths:
+            is_beyond = first_beyond is not None and length >= first_beyond
+            place = "" if train_length is None else f", {'beyond' if is_beyond else 'within'} T"
+            about = f"{self.metric} at {length} tokens{place}."
+            cells = [_at_length(entry, length, worst, best) for entry in entries]
+            columns.append(Column(length_label(length), about, cells, True, length == first_beyond))
+        return columns
+
+
+KIND, COMMIT = "kind", "commit"
+KIND_MEANING = (
+    "What the method changes: the frequencies of positions (scaling), where keys stand (remapping), a prompt's "
+    "attention, cut into chunks (chunked), or which keys are seen, by their place (sparse) or by the query (retrieval)."
+)
+_PLACE = "Place: the longer effective length first, then the higher mean."
+_WITHIN_T = (
+    "The change against origin over the lengths up to T, with its 95% interval on the same samples: what the method "
+    "costs where the untouched model works."
+)
 
 
 def boards(changes: Sequence[Change]) -> Iterator[Board]:
@@ -128,7 +170,32 @@ def _method(entry: Entry) -> Cell:
         (f"{what} at {', '.join(map(length_label, lengths))}",) if lengths else ()
         for what, lengths in (("not measured", entry.missing), ("OOM", entry.out_of_memory))
     )
-    return Cell(entry.method, entry.method, notes, warnings)
+    calibrated = ("calibrated on this model",) if entry.is_calibrated else ()
+    return Cell(entry.method, entry.method, (*calibrated, *notes), warnings)
+
+
+def _at_length(entry: Entry, length: int, worst: float, best: float) -> Cell:
+    """Return what stands at a length: the value, whose shade goes from the worst to the best of the table."""
+    if length in entry.out_of_memory:
+        return Cell(kind="failed", text="OOM")
+    found = entry.points.value[entry.points.length == length]
+    if found.empty:
+        return Cell()
+    value = float(found.iloc[0])
+    heat = (value - worst) / (best - worst) if best != worst else 1.0
+    digits = 0 if abs(value) >= 100 else 2 if entry.higher_is_better else 3
+    return Cell(f"{value:.{digits}f}", value, heat=round(heat, 3))
+
+
+def _price(entry: Entry) -> Cell:
+    found = entry.price
+    if found is None:
+        return Cell()
+    notes = () if found.interval is None else (f"{found.interval.low:+.3f} to {found.interval.high:+.3f}",)
+    surely = found.interval is not None and (found.interval.low > 0 or found.interval.high < 0)
+    kind = "" if not surely else "better" if (found.difference > 0) == entry.higher_is_better else "worse"
+    shown = round(found.difference, 3) + 0.0  # no minus before a zero
+    return Cell(f"{shown:+.3f}", found.difference, notes, kind=kind)
 
 
 def _effective_length(entry: Entry) -> Cell:

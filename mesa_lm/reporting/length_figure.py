@@ -14,6 +14,7 @@ from matplotlib.transforms import offset_copy
 from mesa_lm.lengths import length_label
 from mesa_lm.reporting.costs import COSTS, OOM_METRIC
 from mesa_lm.reporting.figure_style import (
+    FIGURE_WIDTH,
     GRID,
     MAX_LINES,
     METRIC_LABELS,
@@ -28,7 +29,7 @@ from mesa_lm.reporting.figure_style import (
 )
 from mesa_lm.reporting.heat_map import line_map, mark_train_length
 
-WIDTH, HEIGHT = 7.0, 3.6  # inches, the height without title and legend
+HEIGHT = 3.6  # inches, without title and legend
 LENGTH_AXIS = "input length (tokens)"
 AXES_WIDTH = 0.85  # of the figure's, at least
 MAX_BANDS = 4  # Of a figure; more of them cover each other, and bars have to do.
@@ -42,7 +43,7 @@ class _PlainLogFormatter(LogFormatter):
 
 
 @house_style()
-def length_figure(points: pd.DataFrame, others: pd.DataFrame | None = None, width: float = WIDTH) -> Figure:
+def length_figure(points: pd.DataFrame, others: pd.DataFrame | None = None, width: float = FIGURE_WIDTH) -> Figure:
     """Return a figure of one metric of one task against the input length.
 
     The length axis is logarithmic. Bars, and the bands of few lines, are 95% confidence intervals; the points of one

@@ -16,6 +16,7 @@ from mesa_lm.errors import UsageError
 from mesa_lm.lengths import split_length_name
 from mesa_lm.reporting.aggregations import DEFAULTS
 from mesa_lm.reporting.file_checks import check_content, is_number
+from mesa_lm.reporting.method_labels import method_label
 from mesa_lm.reporting.statistics import Interval, is_share, share_interval, student_interval
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class Measurement(NamedTuple):
 
     Attributes:
         model: The model's name or path, with `@revision` unless that is main; "demo" for the model that ships.
-        method: The extrapolation method with the parameters its user set; "origin" for an untouched model.
+        method: The extrapolation method with the parameters that differ from its defaults; "origin" for an untouched
+            model.
         task: The group of tasks that differ in length only.
         name: The task itself, of that one length.
         length: Input length in tokens.
@@ -132,14 +134,17 @@ class ResultsFile:
         revision = self.arguments.get("revision", "main")
         return name if revision == "main" else f"{name}@{revision}"
 
-    @property
+    @cached_property
     def method(self) -> str:
-        """The method with the parameters that were set; only mesa-hf runs one."""
+        """The method with the parameters that differ from its defaults; only mesa-hf runs one."""
+        used = self.mesa_lm.get("parameters") or {}
+        return method_label(self.method_name, self.arguments, used, self.mesa_lm.get("train_length"))
+
+    @property
+    def method_name(self) -> str:
+        """The method without its parameters."""
         default = "mesa" if self.config.get("model") == "mesa-hf" else "origin"
-        name = str(self.mesa_lm.get("method") or self.arguments.get("method", default))
-        parameters = sorted(self.mesa_lm.get("parameters") or {})
-        given = [f"{key}={self.arguments[key]}" for key in parameters if key in self.arguments]
-        return f"{name} ({', '.join(given)})" if given else name
+        return str(self.mesa_lm.get("method") or self.arguments.get("method", default))
 
     def out_of_memory(self, task: str) -> set[int]:
         """Return the lengths of a task at which the sweep that wrote the file ran out of memory."""

@@ -9,7 +9,11 @@ from typing import Any
 import pandas as pd
 
 from mesa_lm.lengths import length_label
+from mesa_lm.methods.descriptions import kind_of
 from mesa_lm.reporting.costs import OOM_METRIC, RANKED_COSTS, is_cost
+from mesa_lm.reporting.method_labels import name_of, source_of
+from mesa_lm.reporting.price import Price, price
+from mesa_lm.reporting.provenance import PARTS, column_name, row_provenance
 from mesa_lm.reporting.results import Results
 from mesa_lm.reporting.samples import Scores, common_p_value, logged_scores
 from mesa_lm.reporting.statistics import Interval, holm, mean_interval
@@ -18,6 +22,8 @@ KEPT = 0.85  # share of its score within T above which a method counts as workin
 # The metric that ranks, of those a task has; else the first whose larger values are better, or else smaller ones.
 PREFERRED = ("acc", "exact_match", "score", "f1")
 LOSS = "nll"
+BASELINE = "origin"
+PRICE_COLUMNS = ("within_t_change", "within_t_low", "within_t_high", "within_t_p")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,9 +50,12 @@ class Entry:
         cost_out_of_memory: Shortest length at which the benchmark ran out of memory.
         p_best: Probability of a difference to the first method that large by chance, over the samples of all lengths,
             after Holm's correction for the number of methods; None for the first, and where samples were not logged.
+        price: The change against `origin` within the training length; None for `origin` and where it is not known.
+        kind: What kind of method it is; see `mesa_lm.methods.base.Kind`.
+        is_calibrated: Whether parameters were fitted to the model.
+        provenance: Where the numbers come from, by what it is.
         scores: What the samples of each length contribute, by the name of the task, where that was logged.
         problems: What is wrong with damaged files of samples.
-        commits: Of mesa-lm, of all that was measured, see `ResultsFile.commit`.
     """
 
     model: str
@@ -65,9 +74,12 @@ class Entry:
     cost_length: int | None
     cost_out_of_memory: int | None
     p_best: float | None = None
+    price: Price | None = None
+    kind: str
+    is_calibrated: bool
+    provenance: Mapping[str, str]
     scores: Mapping[str, Scores]
     problems: tuple[str, ...]
-    commits: tuple[str, ...]
 
     def scores_at(self, lengths: Container[int]) -> dict[str, Scores | None]:
         """Return what samples contribute at some lengths, by the name of the task; None where it was not logged."""
@@ -110,10 +122,13 @@ class Entry:
             "mean_high": high,
             "nll": self.loss,
             "p_best": self.p_best,
+            **dict(zip(PRICE_COLUMNS, _flat(self.price), strict=True)),
             **{cost: self.costs.get(cost) for cost in RANKED_COSTS},
             "cost_length": self.cost_length,
             "out_of_memory": ", ".join(map(length_label, self.out_of_memory)),
-            "commit": ", ".join(self.commits),
+            "kind": self.kind,
+            "is_calibrated": self.is_calibrated,
+            **{column_name(part): self.provenance.get(part) for part in PARTS},
         }
 
 
@@ -145,7 +160,7 @@ def rank(results: Results) -> list[Entry]:
                 _entry(results, own, lengths, losses[losses.method == method], costs[costs.method == method])
                 for method, own in points.groupby("method")
             ]
-            ranked += _against_best(_placed(entries))
+            ranked += _against_origin(_against_best(_placed(entries)))
     return ranked
 
 
@@ -229,6 +244,7 @@ def _entry(
     cost_length = max(finished.length, default=None)
     shown = finished[finished.length == cost_length]
     scores, problems = logged_scores(points)
+    runs = [results.files[path] for path in set(points.source)]
     return Entry(
         model=first.model,
         method=first.method,
@@ -244,9 +260,11 @@ def _entry(
         costs=dict(zip(shown.metric, shown.value, strict=True)),
         cost_length=cost_length,
         cost_out_of_memory=min(overflowed, default=None),
+        kind=kind_of(runs[0].method_name),
+        is_calibrated=any(bool(run.mesa_lm.get("calibrated")) for run in runs),
+        provenance=row_provenance(points, results.files),
         scores=scores,
         problems=problems,
-        commits=tuple(sorted({commit for path in set(points.source) if (commit := results.files[path].commit)})),
     )
 
 
@@ -268,6 +286,39 @@ def _against_best(entries: Sequence[Entry]) -> list[Entry]:
     best = entries[0]
     p_values = [None, *(p_value_of_samples(best, entry) for entry in entries[1:])]
     return [replace(entry, p_best=p_value) for entry, p_value in zip(entries, holm(p_values), strict=True)]
+
+
+def _against_origin(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with what they cost within the training length."""
+    found = []
+    for entry in entries:
+        origin = baseline_of(entries, entry)
+        known = origin is not None and origin is not entry
+        found.append(_priced(entry, origin) if known and origin is not None else entry)
+    return found
+
+
+def _priced(entry: Entry, origin: Entry) -> Entry:
+    return replace(entry, price=price(entry.points, entry.scores, origin.points, origin.scores))
+
+
+def baseline_of(entries: Sequence[Entry], entry: Entry) -> Entry | None:
+    """Return the untouched model beside an entry: of the same source where several have it, else the first.
+
+    Args:
+        entries: All of the same model and task.
+        entry: One of them.
+    """
+    found = [other for other in entries if name_of(other.method) == BASELINE]
+    same = (other for other in found if source_of(other.method) == source_of(entry.method))
+    return next(same, found[0] if found else None)
+
+
+def _flat(found: Price | None) -> tuple[float | None, ...]:
+    """Return a price as the values of `PRICE_COLUMNS`."""
+    if found is None:
+        return (None,) * len(PRICE_COLUMNS)
+    return (found.difference, *(found.interval or (None, None)), found.p_value)
 
 
 def p_value_of_samples(first: Entry, second: Entry) -> float | None:

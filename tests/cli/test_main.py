@@ -12,7 +12,7 @@ from made_results import report, save
 import mesa_lm
 from mesa_lm.cli import main as cli_main
 from mesa_lm.cli import methods as cli_methods
-from mesa_lm.cli.methods import describe
+from mesa_lm.cli.methods import describe_in_full
 from mesa_lm.errors import MesaError, UsageError
 from mesa_lm.methods.parameters import allowed, declared, parameter
 from mesa_lm.models.support import family_rows
@@ -229,9 +229,11 @@ def test_description_of_a_method() -> None:
 
         window: "int" = parameter(lambda T: T, "how near, in tokens", shown="T", at_least=1)  # noqa: RUF009
 
-    assert describe(Near) == {
+    assert describe_in_full(Near) == {
+        "kind": "other",
         "purpose": "Look at near keys [only].",
         "source": "Author 2024, A title, section 3, equation 5.",
+        "url": None,
         "parameters": {
             "window": {
                 "type": "int",
@@ -254,7 +256,7 @@ def test_help_names_every_command() -> None:
 
     assert set(named) >= COMMANDS.keys()
     modules = {path.stem for path in Path(cli_main.__file__).parent.glob("*.py")}
-    assert modules - {"__init__", "main", "extras", "damage", "options", "progress"} == COMMANDS.keys()
+    assert modules - {"__init__", "main", "extras", "damage", "options", "progress", "choices"} == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

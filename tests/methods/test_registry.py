@@ -3,11 +3,14 @@
 import dataclasses
 import math
 import re
+from typing import get_args
 
 import pytest
 
 import mesa_lm
 from mesa_lm.errors import MethodError
+from mesa_lm.methods.base import Kind
+from mesa_lm.methods.descriptions import describe
 from mesa_lm.methods.parameters import declared
 from mesa_lm.methods.registry import METHODS
 
@@ -26,8 +29,34 @@ def test_every_method_describes_itself():
         assert dataclasses.is_dataclass(method)
         for field in dataclasses.fields(method):
             assert field.metadata["parameter"].text
+        assert describe(method).kind in get_args(Kind), f"{method.name}: declare a kind, see adding_a_method.md"
         bound = method().bind(Config())
         assert bound.bind(Config()) == bound
+
+
+def described(source, **attributes):
+    return describe(type("Theirs", (), {"__doc__": f"Do.\n\nSource: {source}\n", "__module__": "theirs", **attributes}))
+
+
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        ("Stair PE, arXiv 2410.15859, section 4.", "https://arxiv.org/abs/2410.15859"),
+        ("Su 2023, https://kexue.fm/archives/9708; rerope.py of github.com/a/b.", "https://kexue.fm/archives/9708"),
+        ("x.py of github.com/soacker/Mesa-Extrapolation.", "https://github.com/soacker/Mesa-Extrapolation"),
+        ("a paper to be.", None),
+    ],
+)
+def test_the_address_of_a_source_is_found(source, url):
+    assert described(source).url == url
+
+
+def test_methods_of_others_need_no_kind_and_ours_do():
+    assert described("none").kind == "other"
+    assert described("none", kind="chunked").kind == "chunked"
+    assert described("none", kind="<b>").kind == "other"
+    with pytest.raises(AttributeError, match="kind"):
+        described("none", __module__="mesa_lm.methods.ours")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,38 @@ def test_names_stand_for_entries(tmp_path):
     assert sweep.models[0].name == "demo" and sweep.models[0].arguments == {}
 
 
+def test_a_grid_stands_for_every_combination(tmp_path):
+    grid = "{method: mesa, log_n: false, grid: {extrapolated_width: [25, 50], first_chunk: [10, 20]}}"
+    found = load(tmp_path, TEXT, f"methods=[origin, {grid}]").methods
+    assert [choice.label for choice in found] == [
+        "origin",
+        *(
+            f"mesa (extrapolated_width={width}, first_chunk={first}, log_n=False)"
+            for width in (25, 50)
+            for first in (10, 20)
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("[1]", "a grid must map parameters to lists of values"),
+        ("{}", "a grid must map parameters to lists of values"),
+        ("{first_chunk: 3}", "a grid must map parameters to lists of values"),
+        ("{first_chunk: []}", "a grid must map parameters to lists of values"),
+        ("{log_n: [true]}", "log_n is set beside the grid and in it"),
+        ("{method: [rerope]}", "method is set beside the grid and in it"),
+        (f"{{a: {[1] * 40}, b: {[1] * 40}}}", "a grid may have at most 1000 settings"),
+        ("{first_chunk: [1, 1]}", "are the same"),
+        ("{first_chunck: [1]}", "unknown parameter of method 'mesa' 'first_chunck'"),
+    ],
+)
+def test_wrong_grids(grid, message, tmp_path):
+    with pytest.raises(MesaError, match=message):
+        load(tmp_path, TEXT, f"methods=[{{method: mesa, log_n: false, grid: {grid}}}]")
+
+
 def test_lengths_are_for_tasks_that_name_none(tmp_path):
     sweep = load(
         tmp_path, "{name: a, out: b, methods: mesa, lengths: [5], tasks: [a, {task: b, metadata: {lengths: [6]}}]}"

@@ -4,9 +4,10 @@ import json
 import sys
 import types
 
+import pandas as pd
 import pytest
 from command_line import run
-from made_results import save_results
+from made_results import line, save_results
 
 wandb = pytest.importorskip("wandb")
 import wandb_files  # noqa: E402
@@ -14,6 +15,7 @@ from wandb.sdk.lib import wbauth  # noqa: E402
 
 from mesa_lm.errors import UsageError  # noqa: E402
 from mesa_lm.pipelines import tracking, wandb_content  # noqa: E402
+from mesa_lm.reporting.figure_style import LOOKS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -222,14 +224,18 @@ def test_the_report_is_made_once_and_then_updated(tmp_path, monkeypatch):
         Report=Report,
         Runset=lambda **options: options,
         PanelGrid=lambda **options: options,
+        RunSettings=lambda color: color,
         WeavePanelSummaryTable=lambda table_name: table_name,
     )
     monkeypatch.setitem(sys.modules, "wandb_workspaces", types.ModuleType("wandb_workspaces"))
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports", types.SimpleNamespace(v2=v2))
     target = tracking.Target(project="night", group="sweep1", folder=tmp_path, entity="team")
-    tracking.update_report(target)
-    tracking.update_report(target)
-    runset = {"project": "night", "entity": "team", "filters": "Group == 'sweep1'"}
+    table = pd.concat([line({512: 1.0}, method="mesa"), line({512: 1.0}, method="rerope (window=64)")])
+    tracking.update_report(target, table)
+    tracking.update_report(target, table)
+    ids = [tracking.id_of_run(target, "eval", "org/base", method) for method in ("mesa", "rerope (window=64)")]
+    colours = {run: LOOKS[name].colour for run, name in zip(ids, ("mesa", "rerope"), strict=True)}
+    runset = {"project": "night", "entity": "team", "filters": "Group == 'sweep1'", "run_settings": colours}
     assert saved == [[{"runsets": [runset], "panels": ["leaderboard"]}], "https://report", saved[0]]
 
 

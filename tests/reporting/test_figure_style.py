@@ -51,7 +51,7 @@ def test_colours_stand_out_on_light_and_dark_paper(paper, ink):
 
 
 def test_every_method_has_a_look_of_its_own():
-    assert LOOKS.keys() == {*available_methods(), STOCK_NAME}
+    assert LOOKS.keys() >= {*available_methods(), STOCK_NAME}
     assert len(set(LOOKS.values())) == len(LOOKS)
 
 
@@ -73,6 +73,11 @@ def test_variants_and_methods_of_others_take_looks_that_no_other_line_has():
     assert {name: found[name] for name in ("mesa", "origin", "rerope", "yarn")} == {
         name: LOOKS[name] for name in ("mesa", "origin", "rerope", "yarn")
     }
+
+
+def test_what_has_no_look_of_its_own_takes_the_same_one_in_figures_of_the_same_lines():
+    assert looks("mesa", "ours", "theirs") == looks("theirs", "ours", "mesa")
+    assert len(set(looks("mesa", *(f"mesa (first_chunk={i})" for i in range(20))).values())) == 21
 
 
 @pytest.mark.parametrize(

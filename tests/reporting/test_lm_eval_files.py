@@ -267,6 +267,7 @@ for _ in range(80):
         (changed("sweep", to={"costs": {"keys_512": {"peak_bytes": "7"}}}), "peak_bytes of keys_512 must be a number"),
         (changed("sweep", to={"out_of_memory": [3]}), "sweep.out_of_memory must be a list of names"),
         (changed("git_hash", to={"a": 1}), "git_hash must be a text"),
+        (changed("versions", to=[1.0]), "versions must be an object"),
     ],
 )
 def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path: Path, content: object, message: str) -> None:
