@@ -204,4 +204,16 @@ CASES: dict[str, Case] = {
         sees_ahead=True,
         shares=False,
     ),
+    "string": Case(
+        {
+            "shift": st.integers(20, 45),
+            "local_value": st.integers(0, 20),
+            "rope_scale": st.floats(0.8, 1.2),
+            "log_n": booleans,
+        },
+        lambda m, prompt, total, model: oracles.string_pairs(
+            prompt, total, T=model.T, S=m.shift, W=m.local_value, rope=m.rope_scale, logn=m.log_n
+        ),
+        {"shift": 11, "local_value": 3},
+    ),
 }

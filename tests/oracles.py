@@ -274,6 +274,11 @@ def star_pairs(prompt: int, total: int, *, b: int, A: int, q: int, scale: Callab
     return dense_pairs(total, rule, lambda t: scale(t) if t >= context else 1.0)
 
 
+def string_pairs(prompt: int, total: int, *, T: int, S: int, W: int, rope: float, logn: bool) -> Pairs:
+    """STRING, arXiv 2410.18745: d - S + W from d = S on; cosines and sines, of query and key, times `rope`."""
+    return dense_pairs(total, lambda t, j: t - j if t - j < S else t - j - S + W, lambda t: rope**2 * log_n(T, logn)(t))
+
+
 def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
     """Run a Llama, Mistral, Qwen2 or Qwen3 model with explicit pairs.
 

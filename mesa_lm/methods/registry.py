@@ -19,6 +19,7 @@ from mesa_lm.methods.self_extend import SelfExtend
 from mesa_lm.methods.stair import StairPE
 from mesa_lm.methods.star import Star
 from mesa_lm.methods.streaming_llm import StreamingLLM
+from mesa_lm.methods.string import String
 
 # Classes of one name are variants of a method: the first is its default, the others are chosen by `variant`.
 METHODS: tuple[type[Method], ...] = (
@@ -37,6 +38,7 @@ METHODS: tuple[type[Method], ...] = (
     LinearScaling,
     YaRN,
     Star,
+    String,
 )
 
 

@@ -90,6 +90,8 @@ def method_of(name: str) -> mesa_lm.Method:
         case "star-attention":
             sizes = ("block_size", "anchor_block_size", "query_length")
             return mesa_lm.make_method("star", **{size: given[size] for size in sizes})
+        case "string":
+            return mesa_lm.make_method("string", **given)
     raise AssertionError(name)
 
 
@@ -163,5 +165,6 @@ def test_the_golden_files_are_there():
         "self-extend": 13,
         "star-attention": 7,
         "streaming-llm": 9,
+        "string": 8,
     }
     assert len(ROUNDED) == 9 and len(TURNS) == 2

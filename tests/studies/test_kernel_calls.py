@@ -56,6 +56,7 @@ MOST = {
     "linear": Most(0, 0, passes=1, copies=0),
     "ntk": Most(0, 0, passes=1, copies=0),
     "yarn": Most(0, 0, passes=1, copies=0),
+    "string": BANDS,
     "star": Most(4, 11, passes=5),  # block 0, later ones twice, the last and narrower one, the query
 }
 
