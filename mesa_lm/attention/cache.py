@@ -53,12 +53,13 @@ class WovenCache:
         self.recent_values: dict[int, Tensor] = {}
 
     @classmethod
-    def from_rotated(cls, cache: Cache, columns: list[Tensor], layers: Layers) -> "WovenCache":
-        """Take over a cache that the untouched model has filled at linear positions.
+    def from_rotated(cls, cache: Cache, columns: list[Tensor], starts: list[int], layers: Layers) -> "WovenCache":
+        """Take over a cache that the untouched model has filled at consecutive positions.
 
         Args:
             cache: Its keys are (batch, num_kv_heads, padded length, head_dim).
             columns: For every row the indices of its tokens among the padded ones.
+            starts: For every row the position of its first token.
             layers: The model's layers.
 
         Raises:
@@ -87,11 +88,14 @@ class WovenCache:
             for batch, kept in enumerate(columns):
                 slot = torch.arange(unseen[batch], len(kept))
                 held = (kept[slot] - dropped).to(keys.device)
-                key, value = layers.of(index).encoding.enter_cached(
+                encoding, start = layers.of(index).encoding, starts[batch]
+                key, value = encoding.enter_cached(
                     keys[batch : batch + 1].index_select(2, held),
                     values[batch : batch + 1].index_select(2, held),
-                    slot,
+                    slot + start,
                 )
+                if start and not encoding.follows_length:
+                    key = rotate(key, encoding.shift(torch.full((1, len(slot)), -start)))
                 woven._reserve(index, longest, key)
                 woven.keys[index][batch, :, unseen[batch] : len(kept)] = key[0]
                 woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]

@@ -199,7 +199,7 @@ def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
             f"the cache holds {longest} tokens that were not run under method {method.name!r}, which does not leave "
             "so many alone; begin with a new cache"
         )
-    cache = WovenCache.from_rotated(call.cache, cached, layers)
+    cache = WovenCache.from_rotated(call.cache, cached, call.cached_starts(), layers)
     if method.has_bands:
         for batch, row in enumerate(cache.rows):
             index = torch.arange(row.length)
