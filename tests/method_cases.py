@@ -204,6 +204,30 @@ CASES: dict[str, Case] = {
         sees_ahead=True,
         shares=False,
     ),
+    "lampe": Case(
+        {
+            "regions": st.integers(2, 3),
+            "window": st.integers(1, 30),
+            "initial": st.integers(0, 20),
+            "map_length": st.just("auto") | st.integers(1, 60),
+            "rope_scale": st.floats(0.8, 1.2),
+            "log_n": booleans,
+        },
+        lambda m, prompt, total, model: oracles.lampe_pairs(
+            prompt,
+            total,
+            T=model.T,
+            regions=m.regions,
+            H=m.window,
+            I=m.initial,
+            U=lambda prompt, n: min(1536, 3 * model.T // 8, n) if m.map_length == "auto" else m.map_length,
+            rope=m.rope_scale,
+            logn=m.log_n,
+        ),
+        {"window": 7, "initial": 3},
+        sees_ahead=True,
+        shares=False,
+    ),
     "string": Case(
         {
             "shift": st.integers(20, 45),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
@@ -277,6 +278,52 @@ def star_pairs(prompt: int, total: int, *, b: int, A: int, q: int, scale: Callab
 def string_pairs(prompt: int, total: int, *, T: int, S: int, W: int, rope: float, logn: bool) -> Pairs:
     """STRING, arXiv 2410.18745: d - S + W from d = S on; cosines and sines, of query and key, times `rope`."""
     return dense_pairs(total, lambda t, j: t - j if t - j < S else t - j - S + W, lambda t: rope**2 * log_n(T, logn)(t))
+
+
+def lampe_map(x: int, length: int, U: int) -> int:
+    """floor(U x / (length - 1)) with the published code's roundings to float32."""
+    return math.floor(np.float32(np.float32(1 / (length - 1)) * np.float32(U)) * np.float32(x))
+
+
+def lampe_pairs(
+    prompt: int,
+    total: int,
+    *,
+    T: int,
+    regions: int,
+    H: int,
+    I: int,  # noqa: E741
+    U: Callable[[int, int], int],
+    rope: float,
+    logn: bool,
+) -> Pairs:
+    """LaMPE, arXiv 2508.02308, decoded token by token; U(prompt, length) is what `length` tokens are mapped to."""
+
+    def m(x: int, length: int) -> int:
+        return lampe_map(x, length, U(prompt, length))
+
+    bias = H - 1 - m(H, prompt) if prompt > H else 0
+    mapped = prompt >= 2 * H
+    if regions == 3 and mapped:
+        r = I
+        while m(r + 1, prompt) == m(I, prompt):
+            r += 1
+        r = min(r, prompt - H)
+        far_bias = (prompt - 1 - r) - m(prompt - 1 - r, prompt) - bias
+
+    def rule(t: int, j: int) -> int:
+        d = t - j
+        if d < H or (regions == 3 and not mapped):
+            return d
+        if regions == 2:
+            length = prompt if t < prompt else t + 1
+            return m(t, length) - m(j, length) + bias
+        if d >= prompt - r:
+            return d - far_bias
+        place = t if t < prompt else max(prompt - 1, t - H)
+        return m(place, prompt) - m(j, prompt) + bias
+
+    return dense_pairs(total, rule, lambda t: rope**2 * log_n(T, logn)(t))
 
 
 def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:

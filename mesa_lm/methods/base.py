@@ -228,6 +228,26 @@ class ScaledMethod(TrainedMethod):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharpenedMethod(ScaledMethod):
+    """A method that makes attention sharper at every length, as YaRN does for models stretched to 2 T."""
+
+    log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
+    rope_scale: float = parameter(
+        0.1 * math.log(2) + 1,
+        "factor of cos and sin, at every length",
+        shown="0.1 ln 2 + 1",
+        at_least=0.01,
+        at_most=100,
+    )
+
+    @override
+    def query_scale(self, index: Tensor, extent: Extent) -> Tensor:
+        """Return the square of `rope_scale`, which queries and keys have alike, times log-n scaling."""
+        log_n = ScaledMethod.query_scale(self, index, extent)
+        return (index.float() * 0 + 1 if log_n is None else log_n) * self.rope_scale**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WovenMethod(ScaledMethod):
     """A weave over full attention: near keys at their true distances, far ones where the weave puts them."""
 

@@ -8,6 +8,7 @@ from mesa_lm.methods.base import Method
 from mesa_lm.methods.dual_chunk import DualChunk
 from mesa_lm.methods.dynamic_ntk import DynamicNTK
 from mesa_lm.methods.installed import installed_method, installed_methods
+from mesa_lm.methods.lampe import LaMPE
 from mesa_lm.methods.leaky_rerope import LeakyReRoPE
 from mesa_lm.methods.lm_infinite import LMInfinite
 from mesa_lm.methods.mesa import Mesa
@@ -39,6 +40,7 @@ METHODS: tuple[type[Method], ...] = (
     YaRN,
     Star,
     String,
+    LaMPE,
 )
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Reach, ScaledMethod
+from mesa_lm.methods.base import Reach, SharpenedMethod
 from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PUBLISHED_SCALE = 0.1 * math.log(2) + 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class String(ScaledMethod):
+class String(SharpenedMethod):
     """Score keys `shift` or more tokens away as if they were `shift - local_value` tokens nearer.
 
     Distance d - S + W from d = S on. Every score is multiplied by the square of `rope_scale`, short inputs' too.
@@ -30,15 +27,11 @@ class String(ScaledMethod):
 
     name: ClassVar[str] = "string"
 
-    log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
     shift: int = parameter(
         lambda T: max(1, int(0.33 * T)), "first distance S that is shifted", shown="0.33T", at_least=1
     )
     local_value: int = parameter(
         lambda T: min(128, T // 16), "distance W at which it is scored", shown="min(128, T/16)", at_least=0
-    )
-    rope_scale: float = parameter(
-        PUBLISHED_SCALE, "factor of cos and sin", shown="0.1 ln 2 + 1", at_least=0.01, at_most=100
     )
 
     @override
@@ -73,9 +66,3 @@ class String(ScaledMethod):
             Band(near_start, index + 1, index, lambda key: key),
             Band(index * 0, near_start, index - self.shift + self.local_value, lambda key: key),
         )
-
-    @override
-    def query_scale(self, index: Tensor, extent: Extent) -> Tensor:
-        """Return the square of `rope_scale`, which scales queries and keys alike, times log-n scaling."""
-        log_n = ScaledMethod.query_scale(self, index, extent)
-        return (index.float() * 0 + 1 if log_n is None else log_n) * self.rope_scale**2

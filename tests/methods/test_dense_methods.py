@@ -149,6 +149,7 @@ def test_short_inputs_are_left_to_the_model():
         ("ntk", {"factor": 3}, 123),
         ("yarn", {"factor": 3}, 123),
         ("star", {}, 41),
+        ("lampe", {"window": 5, "initial": 2, "map_length": 20}, 261),  # of keys 2..14 and more, 20 stand alike
         ("string", {"shift": 15, "local_value": 4}, 52),
         ("star", {"scaling": "yarn", "factor": 3}, 123),
     ],
@@ -167,7 +168,9 @@ def test_inputs_longer_than_the_setting_serves_are_warned_about_once(name, optio
 
 @pytest.mark.parametrize(
     "name",
-    sorted(set(mesa_lm.available_methods()) - {"origin", "linear", "ntk", "yarn", "self_extend", "star", "string"}),
+    sorted(
+        set(mesa_lm.available_methods()) - {"origin", "linear", "ntk", "yarn", "self_extend", "star", "string", "lampe"}
+    ),
 )
 def test_defaults_serve_inputs_of_any_length(name, caplog):
     model = tiny_model()

@@ -92,6 +92,10 @@ def method_of(name: str) -> mesa_lm.Method:
             return mesa_lm.make_method("star", **{size: given[size] for size in sizes})
         case "string":
             return mesa_lm.make_method("string", **given)
+        case "lampe":
+            options = {**given, "map_length": given["mapped_length"]}
+            del options["mapped_length"]
+            return mesa_lm.make_method("lampe", **options)
     raise AssertionError(name)
 
 
@@ -155,6 +159,7 @@ def test_the_golden_files_are_there():
     counted = dict(Counter(name.split("_")[0] for name in NAMES))
     assert counted == {
         "dca": 11,
+        "lampe": 12,
         "leaky-rerope": 17,
         "lm-infinite": 12,
         "mesa": 24,
