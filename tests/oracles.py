@@ -19,7 +19,7 @@ class Pairs(NamedTuple):
     """For every query t (row) and key j (column), or every query."""
 
     visible: Tensor  # (n, n) bool
-    distance: Tensor  # (n, n)
+    distance: Tensor  # (n, n), or (n, n, head_dim / 2) of every rotated pair
     scale: Tensor  # (n,) or (n, n)
     frequency: Tensor | None = None  # (n, head_dim / 2) rotary frequencies per query; None: the model's
     own_keys: bool = False  # key j is rotated by its own row of `frequency`, at position j, not by its query's
@@ -326,6 +326,30 @@ def lampe_pairs(
     return dense_pairs(total, rule, lambda t: rope**2 * log_n(T, logn)(t))
 
 
+def dpe_pairs(
+    prompt: int,
+    total: int,
+    *,
+    T: int,
+    head_dim: int,
+    w: int,
+    sizes: list[int],
+    bounds: list[int],
+    exact: bool,
+    logn: bool,
+) -> Pairs:
+    """DPE, arXiv 2504.18857: distance t//s - j//s + w - w//s from w on, s of the group that the pair belongs to."""
+    distance = torch.zeros(total, total, head_dim // 2, dtype=torch.float64)
+    for p in range(head_dim // 2):
+        (s,) = [s for s, (first, end) in zip(sizes, pairwise(bounds), strict=True) if first <= p < end]
+        offset = w - (w / s if exact else w // s)
+        for t in range(total):
+            for j in range(t + 1):
+                distance[t, j, p] = t - j if t - j < w else t // s - j // s + offset
+    plain = dense_pairs(total, lambda t, j: t - j, log_n(T, logn))
+    return plain._replace(distance=distance)
+
+
 def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
     """Run a Llama, Mistral, Qwen2 or Qwen3 model with explicit pairs.
 
@@ -369,7 +393,7 @@ def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
             v = value[:, head * kv_heads // heads]
             for t in range(n):
                 own = frequency if pairs.frequency is None else pairs.frequency[t]
-                angle = pairs.distance[t][:, None] * own
+                angle = pairs.distance[t].view(n, -1) * own
                 if pairs.own_keys:
                     angle = t * own - torch.arange(n)[:, None] * pairs.frequency
                 turn = torch.polar(torch.ones(n, len(own)).double(), angle)

@@ -67,14 +67,14 @@ class _RowRun:
     """Rows of a pass that are neighbours in the cache and hold equally many tokens of equally long inputs."""
 
     def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
-        first = tokens.rows[part.start]
+        first, extent = tokens.rows[part.start], extent._replace(pairs=encoding.pairs)
         self.part = part
         self._cache, self._cached = tokens.cache, slice(first, first + part.stop - part.start)
         self._past, self._new = tokens.cache.rows[first].length, tokens.count
         self._encoding, self._spared = encoding.for_input(method, extent), encoding.spared
         index = torch.arange(self._past + self._new)
         # Where angles follow the input's length, keys are stored without any.
-        self._stored_at = index * 0 if encoding.follows_length else method.stored_at(index, extent)
+        self._stored_at = method.stored_at(index, extent) * (not encoding.follows_length)
         new = index[self._past :]
         self._key_angles = self._encoding.angles(self._stored_at[self._past :][None])
         self._key_scale = self._column(method.key_scale(new, extent))

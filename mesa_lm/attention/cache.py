@@ -1,5 +1,6 @@
 """The key-value cache: buffers that grow geometrically, keys stored at the positions at which they are scored."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -160,19 +161,21 @@ class WovenCache:
         if weave.same_positions(old):
             return
         index = torch.arange(row.length if end is None else end)
-        self.move(batch, weave.position(index) - (index if old is None else old.position(index)), layers)
+        distance = weave.position(index) - (index if old is None else old.position(index))
+        self.move(batch, lambda pairs: distance, layers)
 
-    def move(self, batch: int, distance: Tensor, layers: Layers) -> None:
+    def move(self, batch: int, distance_of: Callable[[int], Tensor], layers: Layers) -> None:
         """Rotate a row's first keys.
 
         Args:
             batch: Row.
-            distance: (len,) new minus old position of each key.
+            distance_of: From the number of rotated pairs, (len,) or (len, pairs) new minus old position of each key.
             layers: The model's layers; those with a window of their own keep their keys' positions.
         """
         for group, members in layers.members():
             if group.window is not None or group.encoding.follows_length:
                 continue
+            distance = distance_of(group.encoding.pairs)
             angles = group.encoding.shift(distance[None])
             for layer in members:
                 kept = self.keys[layer][batch : batch + 1, :, : len(distance)]

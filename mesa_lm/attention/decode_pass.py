@@ -81,7 +81,7 @@ class _TokenRun:
     """
 
     def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
-        first = tokens.rows[part.start]
+        first, extent = tokens.rows[part.start], extent._replace(pairs=encoding.pairs)
         self.part = part
         self._cache: WovenCache = tokens.cache
         self._rows = slice(first, first + part.stop - part.start)
@@ -95,22 +95,23 @@ class _TokenRun:
         scale, key_scale = method.query_scale(index, extent), method.key_scale(index, extent)
         self._query_scale = 1.0 if scale is None else float(scale)
         self._key_scale = 1.0 if key_scale is None else float(key_scale)
-        self._places: list[float] = []  # positions of the query
-        self._stored = 0.0
+        self._places: list[Tensor] = []  # positions of the query, each (1,) or (1, pairs)
         if bands is None:
             weave = tokens.cache.rows[first].weave
             self._bands = [_SeenKeys(0, self._past + 1, slice(0, 1))]
-            self._places = [self._past]
-            self._stored = 0 if self._follows_length else self._past
+            self._places = [index]
+            self._stored = index * (not self._follows_length)
             if self._follows_length:
                 seen = torch.arange(self._past + 1)
                 self._bands[0].distance = seen if weave is None else weave.position(seen)
         else:
-            self._stored = 0 if self._follows_length else float(method.stored_at(index, extent))
-            stored_at = method.stored_at
-            served = [
-                self._seen(band, lambda keys: stored_at(keys, extent) * (not self._follows_length)) for band in bands
-            ]
+            method_stored_at = method.stored_at
+
+            def stored_at(keys: Tensor) -> Tensor:
+                return method_stored_at(keys, extent) * (not self._follows_length)
+
+            self._stored = stored_at(index)
+            served = [self._seen(band, stored_at) for band in bands]
             self._bands = [band for band in served if band is not None]
         self._recent_len = next((seen.end - seen.start for seen in self._bands if seen.is_recent), 0)
         if self.takes_raw:
@@ -118,13 +119,13 @@ class _TokenRun:
 
     def _seen(self, band: Band, stored_at: Callable[[Tensor], Tensor]) -> _SeenKeys | None:
         """Return how a band is served; None if it has no keys."""
-        start, end, place = int(band.start), int(band.end), float(band.query_position)
+        start, end, place = int(band.start), int(band.end), band.query_position
         if end <= start:
             return None
         index = torch.arange(start, end)
         distance = band.key_position(index) - stored_at(index)
         low, high = float(distance.min()), float(distance.max())
-        is_even = low == high or (high - low < _MOST_MOVES and len(index) > _FEW_KEYS)
+        is_even = low == high or (high - low < _MOST_MOVES and len(index) > _FEW_KEYS and distance.ndim == 1)
         few = range(int(low), int(high) + 1) if is_even and not distance.is_floating_point() else ()
         values = [value for value in few if len(few) == 1 or bool((distance == value).any())]
         first = len(self._places)
@@ -135,8 +136,8 @@ class _TokenRun:
             return _SeenKeys(start, end, slice(first, len(self._places)), visible)
         self._places.append(place)
         seen = _SeenKeys(start, end, slice(first, first + 1), None, distance)
-        last = float(band.key_position(index[-1:]))
-        seen.is_recent = start > 0 and end == self._past + 1 and last == self._past and not self._follows_length
+        is_true = bool((band.key_position(index[-1:]) == self._past).all())
+        seen.is_recent = start > 0 and end == self._past + 1 and is_true and not self._follows_length
         return seen
 
     def _compute_angles(self, method: Method, extent: Extent) -> None:
@@ -146,7 +147,8 @@ class _TokenRun:
         for row in rows:
             row.recent_len = self._past + 1 if self._recent_len else -1
         moved = [seen for seen in self._bands if seen.distance is not None and (self._rebuilds or not seen.is_recent)]
-        numbers = [torch.tensor([*self._places, self._stored, self._past], dtype=torch.float32)]
+        past = torch.full_like(self._stored, self._past)
+        numbers = [torch.cat([*self._places, self._stored, past]).float()]
         numbers += [seen.distance.float() for seen in moved if seen.distance is not None]
         on_device = torch.cat(numbers).to(self._device)
         count = len(self._places)

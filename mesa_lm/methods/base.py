@@ -42,7 +42,7 @@ class Method:
     """
 
     name: ClassVar[str]
-    static_rope: ClassVar[bool] = False  # whether `rope_parameters` are the same for every input
+    places_pairs: ClassVar[bool] = False  # whether positions differ between the rotated pairs of a head's components
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -57,6 +57,13 @@ class Method:
 
     def check_fit(self) -> None:
         """Refuse parameters of a bound method that do not fit its training length.
+
+        Raises:
+            MethodError: Some do not.
+        """
+
+    def check_pairs(self, pairs: int) -> None:
+        """Refuse parameters of a bound method that do not fit so many rotated pairs of a head's components.
 
         Raises:
             MethodError: Some do not.
@@ -160,6 +167,11 @@ class Method:
         return type(self).bands is not Method.bands
 
     @property
+    def static_rope(self) -> bool:
+        """Whether exchanging the model's frequencies is all there is to do, for every input alike."""
+        return False
+
+    @property
     def scales_frequencies(self) -> bool:
         """Whether the model's rotary frequencies are exchanged for those of `rope_parameters`."""
         return type(self).rope_parameters is not Method.rope_parameters
@@ -186,7 +198,10 @@ class Method:
         return None
 
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
-        """Return the positions at which a method with bands stores its keys; most of its bands score them there."""
+        """Return the positions at which a method with bands stores its keys; most of its bands score them there.
+
+        Like those of its bands, they are (len,) or (len, pairs).
+        """
         return index
 
     def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:

@@ -87,10 +87,12 @@ class Extent(NamedTuple):
     Attributes:
         prompt: Tokens of the row's prompt.
         total: Tokens of the input: the prompt's while it is prefilled, later all keys including the new ones.
+        pairs: Pairs of a head's components that are rotated, for methods that place each by itself.
     """
 
     prompt: int
     total: int
+    pairs: int = 0
 
 
 class Band(NamedTuple):
@@ -99,8 +101,8 @@ class Band(NamedTuple):
     Attributes:
         start: (q_len,) first key of each query; must not decrease.
         end: (q_len,) one past the last key of each query; must not decrease; no key where end <= start.
-        query_position: (q_len,) where the queries are scored, integers or fractions.
-        key_position: Where keys are scored, from their indices.
+        query_position: (q_len,) or, pair by pair, (q_len, pairs) where the queries are scored, integers or fractions.
+        key_position: Where keys are scored, from their indices; of the same kind.
         queries: (q_len,) which of the given queries these are, at equal distances; None for all.
     """
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mesa_lm.errors import MethodError, unknown_name
 from mesa_lm.methods.base import Method
+from mesa_lm.methods.dpe import DPE
 from mesa_lm.methods.dual_chunk import DualChunk
 from mesa_lm.methods.dynamic_ntk import DynamicNTK
 from mesa_lm.methods.installed import installed_method, installed_methods
@@ -41,6 +42,7 @@ METHODS: tuple[type[Method], ...] = (
     Star,
     String,
     LaMPE,
+    DPE,
 )
 
 

@@ -96,6 +96,9 @@ def method_of(name: str) -> mesa_lm.Method:
             options = {**given, "map_length": given["mapped_length"]}
             del options["mapped_length"]
             return mesa_lm.make_method("lampe", **options)
+        case "dpe":
+            lists = {option: "/".join(map(str, given[option])) for option in ("scale_factors", "group_bounds")}
+            return mesa_lm.make_method("dpe", window=given["window"], **lists)
     raise AssertionError(name)
 
 
@@ -159,6 +162,7 @@ def test_the_golden_files_are_there():
     counted = dict(Counter(name.split("_")[0] for name in NAMES))
     assert counted == {
         "dca": 11,
+        "dpe": 7,
         "lampe": 12,
         "leaky-rerope": 17,
         "lm-infinite": 12,

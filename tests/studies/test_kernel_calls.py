@@ -57,6 +57,7 @@ MOST = {
     "ntk": Most(0, 0, passes=1, copies=0),
     "yarn": Most(0, 0, passes=1, copies=0),
     "string": BANDS,
+    "dpe": BANDS,
     "lampe": Most(31, 80),  # the keys that stay linear are moved
     "star": Most(4, 11, passes=5),  # block 0, later ones twice, the last and narrower one, the query
 }
