@@ -1,6 +1,6 @@
 """The pass of a method with bands: several new tokens at the end of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from mesa_lm.attention.bands import Sum, attend_part, merge_rounded
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
-from mesa_lm.attention.kernels import Scoring, additive_mask
+from mesa_lm.attention.kernels import Partial, Scoring, additive_mask
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.pair_selection import chosen_components, doubled_keys, doubled_query
 from mesa_lm.attention.parts import Part, parts_of
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Band, Extent
@@ -52,6 +53,7 @@ class _PlannedBand(NamedTuple):
         shift: By how much.
         goes_on: Keys are taken as the band before has left them; else as they are stored.
         parts: What its queries see, keys counted from the first of the range.
+        others: Angles of its queries, and of moving all its keys, for pairs that a head does not select.
     """
 
     queries: slice
@@ -61,6 +63,7 @@ class _PlannedBand(NamedTuple):
     shift: Angles | None
     goes_on: bool
     parts: list[Part]
+    others: tuple[Angles, Angles] | None
 
 
 class _RowRun:
@@ -72,6 +75,7 @@ class _RowRun:
         self._cache, self._cached = tokens.cache, slice(first, first + part.stop - part.start)
         self._past, self._new = tokens.cache.rows[first].length, tokens.count
         self._encoding, self._spared = encoding.for_input(method, extent), encoding.spared
+        self._selected_by_heads = method.selected_by_heads
         index = torch.arange(self._past + self._new)
         # Where angles follow the input's length, keys are stored without any.
         self._stored_at = method.stored_at(index, extent) * (not encoding.follows_length)
@@ -112,8 +116,16 @@ class _RowRun:
                 None if moved is None else self._encoding.shift(distance[moved][None]),
                 goes_on,
                 [part._replace(key=part.key - keys.start) for part in parts],
+                None if band.others is None else self._other_angles(band.others, keys, stored),
             )
             before, places = (keys, wanted) if moved is not None else (slice(0, 0), wanted)
+
+    def _other_angles(
+        self, others: tuple[Tensor, Callable[[Tensor], Tensor]], keys: slice, stored: Tensor
+    ) -> tuple[Angles, Angles]:
+        query_position, key_position = others
+        distance = key_position(torch.arange(keys.start, keys.stop)) - stored
+        return self._encoding.angles(query_position[None]), self._encoding.shift(distance[None])
 
     def _column(self, scale: Tensor | None) -> Tensor | None:
         if scale is None or bool((scale == 1).all()):
@@ -129,7 +141,7 @@ class _RowRun:
         if self._query_scale is not None:
             query = multiply(query, self._query_scale, self._spared)
         all_keys, all_values = self._cache.seen(layer, self._cached, self._past + self._new)
-        keys, sums = all_keys, list[Sum]()
+        keys, sums, head_dim = all_keys, list[Sum](), query.shape[-1]
         for band in self._bands:
             if band.goes_on:
                 assert band.moved is not None and band.shift is not None
@@ -138,10 +150,16 @@ class _RowRun:
                 keys = all_keys[:, :, band.keys]
                 keys = keys if band.shift is None else rotate(keys, band.shift)
             values, rotated = all_values[:, :, band.keys], rotate(query[:, :, band.queries], band.angles)
+            if band.others is not None:
+                selection = self._selected_by_heads(layer)
+                chosen = chosen_components(selection, self._encoding.pairs, head_dim, query.device, query.dtype)
+                rotated = doubled_query(rotated, rotate(query, band.others[0]), chosen)
+                keys, values = doubled_keys(keys, rotate(all_keys[:, :, band.keys], band.others[1]), values)
             if not sums or self._rounds_merge:
                 sums.append(Sum(query))
             for part in band.parts:
-                partial = attend_part(part, rotated, keys, values, scoring, self._mask(part, query))
+                output, lse = attend_part(part, rotated, keys, values, scoring, self._mask(part, query))
+                partial = Partial(output[..., :head_dim], lse)
                 if len(self._bands) == len(band.parts) == 1 and part.problems == 1:
                     return partial.output
                 sums[-1].add(partial, part, band.queries)

@@ -15,6 +15,7 @@ from mesa_lm.attention.cache import WovenCache
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
 from mesa_lm.attention.kernels import Partial, Scoring, additive_mask, attend, attend_masked, merge
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.pair_selection import chosen_components, doubled_keys, doubled_query
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Band, Extent
 
@@ -33,6 +34,8 @@ class _SeenKeys:
         visible: (places, keys) which keys each of them scores; None: all.
         distance: (keys,) how far the keys are moved; None: they are not.
         is_recent: Whether they are taken from the buffer of recent keys.
+        other_distance: (keys,) how far they are moved for pairs that a head does not select; None: it selects all.
+        other_place: Which position of the query scores those.
     """
 
     start: int
@@ -42,7 +45,10 @@ class _SeenKeys:
     distance: Tensor | None = None
     is_recent: bool = False
     shift: Angles | None = field(default=None)
+    other_distance: Tensor | None = None
+    other_place: int = 0
     mask: Tensor | None = field(default=None)
+    other_shift: Angles | None = field(default=None)
 
 
 class DecodePass:
@@ -89,6 +95,7 @@ class _TokenRun:
         own = encoding.for_input(method, extent)
         self._follows_length, self._spared = encoding.follows_length, encoding.spared
         self._device, self._encoding = encoding.device, own
+        self._selected_by_heads = method.selected_by_heads
         index = torch.tensor([self._past])
         bands = method.bands(index, extent) if method.has_bands else None
         self.takes_raw = bands is not None or own is not encoding or encoding.follows_length
@@ -119,6 +126,16 @@ class _TokenRun:
 
     def _seen(self, band: Band, stored_at: Callable[[Tensor], Tensor]) -> _SeenKeys | None:
         """Return how a band is served; None if it has no keys."""
+        seen = self._seen_alike(band, stored_at)
+        if seen is not None and band.others is not None:
+            query_position, key_position = band.others
+            index = torch.arange(seen.start, seen.end)
+            seen.other_place, seen.other_distance = len(self._places), key_position(index) - stored_at(index)
+            self._places.append(query_position)
+        return seen
+
+    def _seen_alike(self, band: Band, stored_at: Callable[[Tensor], Tensor]) -> _SeenKeys | None:
+        """Return how a band is served, but for pairs that heads do not select."""
         start, end, place = int(band.start), int(band.end), band.query_position
         if end <= start:
             return None
@@ -150,6 +167,8 @@ class _TokenRun:
         past = torch.full_like(self._stored, self._past)
         numbers = [torch.cat([*self._places, self._stored, past]).float()]
         numbers += [seen.distance.float() for seen in moved if seen.distance is not None]
+        others = [seen for seen in self._bands if seen.other_distance is not None]
+        numbers += [seen.other_distance.float() for seen in others if seen.other_distance is not None]
         on_device = torch.cat(numbers).to(self._device)
         count = len(self._places)
         angles = self._encoding.angles(on_device[None, : count + 2])
@@ -158,9 +177,14 @@ class _TokenRun:
         # Stored and at its index, for the buffer of recent keys.
         self._both_angles = Angles(angles.cos[:, count:], angles.sin[:, count:])
         place = count + 2
-        for seen, distance in zip(moved, numbers[1:], strict=True):
-            seen.shift = self._encoding.shift(on_device[None, place : place + len(distance)])
+        shifts = []
+        for distance in numbers[1:]:
+            shifts.append(self._encoding.shift(on_device[None, place : place + len(distance)]))
             place += len(distance)
+        for seen, shift in zip(moved, shifts, strict=False):
+            seen.shift = shift
+        for seen, shift in zip(others, shifts[len(moved) :], strict=True):
+            seen.other_shift = shift
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `DecodePass.attend`, for these rows."""
@@ -187,6 +211,9 @@ class _TokenRun:
             band_keys, band_values = keys[:, :, seen.start : seen.end], values[:, :, seen.start : seen.end]
             if seen.shift is not None:
                 band_keys = rotate(band_keys, seen.shift)
+            if seen.other_shift is not None:
+                partials.append(self._attend_selected(layer, seen, query, band_keys, keys, band_values, scoring))
+                continue
             if seen.visible is None:
                 partials.append(attend(own, band_keys, band_values, scoring, causal=False))
                 continue
@@ -197,6 +224,20 @@ class _TokenRun:
                 Partial(several.output[:, :, i : i + 1], several.lse[:, :, i : i + 1]) for i in range(len(seen.visible))
             ]
         return merge(partials)
+
+    def _attend_selected(
+        self, layer: int, seen: _SeenKeys, query: Tensor, key: Tensor, keys: Tensor, value: Tensor, scoring: Scoring
+    ) -> Partial:
+        """Attend to a band that heads have at two positions; `keys` are all as they are stored."""
+        assert seen.other_shift is not None
+        head_dim, selection = query.shape[-1], self._selected_by_heads(layer)
+        chosen = chosen_components(selection, self._encoding.pairs, head_dim, query.device, query.dtype)
+        other_query = query[:, :, seen.other_place : seen.other_place + 1]
+        other_key = rotate(keys[:, :, seen.start : seen.end], seen.other_shift)
+        key, value = doubled_keys(key, other_key, value)
+        own = doubled_query(query[:, :, seen.places], other_query, chosen)
+        output, lse = attend(own, key, value, scoring, causal=False)
+        return Partial(output[..., :head_dim], lse)
 
     def _write_recent(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Put the new key, at its index, and value where those that leave the band were; fill the buffer if need be."""

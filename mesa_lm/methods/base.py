@@ -197,6 +197,10 @@ class Method:
         """
         return None
 
+    def selected_by_heads(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        """Return for each head of a layer which rotated pairs it has at a band's positions, not at its `others`."""
+        raise NotImplementedError
+
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
         """Return the positions at which a method with bands stores its keys; most of its bands score them there.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from typing_extensions import override
 
@@ -50,6 +53,9 @@ class DPE(ScaledMethod):
     group_bounds: str = parameter(
         "equal", "first pair of every group, and one past the last, as 0/16/40/64; equal: as many pairs for each"
     )
+    selected_pairs: str = parameter(
+        "all", "JSON file: per layer and head the pairs that are grouped, others keep true distances; all: every pair"
+    )
     offset: Literal["exact", "floor"] = parameter("floor", "of group positions: w - w/s exactly, or with w//s")
 
     @override
@@ -64,12 +70,28 @@ class DPE(ScaledMethod):
             )
 
     @override
+    def bind(self, config: Any) -> Self:
+        bound = ScaledMethod.bind(self, config)
+        if self.selected_pairs != "all":
+            layers, heads = config.num_hidden_layers, config.num_attention_heads
+            found = [len(layer) for layer in _selection(self.selected_pairs)]
+            if found != [heads] * layers:
+                raise MethodError(
+                    f"dpe: selected_pairs must be of {layers} layers with {heads} heads, found {len(found)} layers "
+                    f"with {', '.join(map(str, sorted(set(found))))} in {self.selected_pairs}"
+                )
+        return bound
+
+    @override
     def check_pairs(self, pairs: int) -> None:
         bounds, groups = self._bounds, len(self._factors(0))
         if bounds is not None and (bounds[0], bounds[-1]) != (0, pairs):
             raise MethodError(
                 f"dpe: group_bounds must go from 0 to the model's {pairs} rotated pairs, found {self.group_bounds!r}"
             )
+        highest = 0 if self.selected_pairs == "all" else _highest_pair(self.selected_pairs)
+        if highest >= pairs:
+            raise MethodError(f"dpe: selected_pairs names pair {highest}, but the model rotates {pairs} pairs")
         if groups > pairs:
             raise MethodError(f"dpe: scale_factors has {groups} groups, but the model rotates {pairs} pairs")
 
@@ -102,10 +124,14 @@ class DPE(ScaledMethod):
         window = sizes * 0 + self.window
         offset = window - (window / sizes if self.offset == "exact" else window // sizes)
         far_end = (index - self.window + 1).clamp(min=0)
-        return (
-            Band(far_end, index + 1, index[:, None].expand(-1, extent.pairs), lambda key: key[:, None] + sizes * 0),
-            Band(far_end * 0, far_end, index[:, None] // sizes + offset, lambda key: key[:, None] // sizes),
-        )
+        true = index[:, None].expand(-1, extent.pairs)
+        near = Band(far_end, index + 1, true, lambda key: key[:, None].expand(-1, extent.pairs))
+        far = Band(far_end * 0, far_end, index[:, None] // sizes + offset, lambda key: key[:, None] // sizes)
+        return near, far if self.selected_pairs == "all" else far._replace(others=(true, near.key_position))
+
+    @override
+    def selected_by_heads(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        return _selection(self.selected_pairs)[layer]
 
     @override
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
@@ -142,3 +168,24 @@ class DPE(ScaledMethod):
                 f"dpe: {name} must be integers of at least {at_least} with / between them{others}, found {text!r}"
             )
         return tuple(map(int, numbers))
+
+
+@lru_cache
+def _selection(path: str) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the pairs that a file selects: of each layer for each head.
+
+    Raises:
+        MethodError: It does not say so.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        selection = tuple(tuple(tuple(pairs) for pairs in layer) for layer in found)
+    except (OSError, ValueError, TypeError) as error:
+        raise MethodError(f"dpe: selected_pairs must be 'all' or a JSON file, found {path!r}: {error}") from error
+    if not all(type(pair) is int and pair >= 0 for layer in selection for pairs in layer for pair in pairs):
+        raise MethodError(f"dpe: selected_pairs must hold, per layer and head, lists of integers from 0 on: {path}")
+    return selection
+
+
+def _highest_pair(path: str) -> int:
+    return max((pair for layer in _selection(path) for pairs in layer for pair in pairs), default=0)

@@ -104,6 +104,8 @@ class Band(NamedTuple):
         query_position: (q_len,) or, pair by pair, (q_len, pairs) where the queries are scored, integers or fractions.
         key_position: Where keys are scored, from their indices; of the same kind.
         queries: (q_len,) which of the given queries these are, at equal distances; None for all.
+        others: Query positions and key positions of the pairs that a head does not select, see
+            `Method.selected_by_heads`; None where all are as above.
     """
 
     start: Tensor
@@ -111,3 +113,4 @@ class Band(NamedTuple):
     query_position: Tensor
     key_position: Callable[[Tensor], Tensor]
     queries: Tensor | None = None
+    others: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None

@@ -98,6 +98,8 @@ def method_of(name: str) -> mesa_lm.Method:
             return mesa_lm.make_method("lampe", **options)
         case "dpe":
             lists = {option: "/".join(map(str, given[option])) for option in ("scale_factors", "group_bounds")}
+            if "top_k" in given:
+                lists["selected_pairs"] = str(GOLDEN / f"{name}_pairs.json")
             return mesa_lm.make_method("dpe", window=given["window"], **lists)
     raise AssertionError(name)
 
@@ -162,7 +164,7 @@ def test_the_golden_files_are_there():
     counted = dict(Counter(name.split("_")[0] for name in NAMES))
     assert counted == {
         "dca": 11,
-        "dpe": 7,
+        "dpe": 8,
         "lampe": 12,
         "leaky-rerope": 17,
         "lm-infinite": 12,
