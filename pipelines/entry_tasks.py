@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -15,13 +17,34 @@ from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from mesa_lm.demo import MODEL_PATH
-from mesa_lm.errors import MesaError, UsageError
+from mesa_lm.errors import MesaError, UsageError, unknown_name
+from mesa_lm.harness.model import MesaHFLM
 from mesa_lm.harness.sources import task_digest
 from mesa_lm.harness.task_manager import TaskManager
-from mesa_lm.harness.tokenizing import NAMING, TextEncoding, evaluated_model, load_tokenizer
+from mesa_lm.harness.tokenizing import TextEncoding, evaluated_model, rendering, task_encoding
 from mesa_lm.pipelines.settings import ModelEntry, Sweep, TaskEntry
 
 SHOWN = 300  # characters of an error that is not ours
+
+
+class ChatTemplate(MesaHFLM):
+    """The part of `mesa-hf` that renders chats, without a model."""
+
+    def __init__(self, encoding: TextEncoding) -> None:
+        self.encoding = encoding
+        self.tokenizer, self.chat_template_args = encoding.tokenizer, dict(encoding.chat_template_args)
+
+    def check(self, name: bool | str) -> None:
+        """Refuse a chat template that is not there.
+
+        Raises:
+            ModelError: The tokenizer has none.
+            UsageError: It has several, and none of this name.
+        """
+        self.apply_chat_template([{"role": "user", "content": "-"}])
+        templates = self.tokenizer.chat_template
+        if isinstance(name, str) and isinstance(templates, dict) and name not in templates:
+            raise UsageError(unknown_name("chat template", name, templates))
 
 
 class EntryTaskManager(TaskManager):
@@ -31,21 +54,34 @@ class EntryTaskManager(TaskManager):
     depend on the others, and on random numbers that are drawn for one task after the other.
     """
 
-    def __init__(self, entry: str, seed: int, **options: Any) -> None:
+    def __init__(
+        self, entry: TaskEntry, seed: int, model_args: Mapping[str, Any] = MappingProxyType({}), **options: Any
+    ) -> None:
         super().__init__(**options)
-        self._asked, self._seed = entry, seed
+        self._asked, self._seed, self._model_args = entry, seed, model_args
         self._whole: Any = None
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The chat template of the entry's model, as `mesa-hf` would apply it."""
+        with evaluated_model(None):  # the model is not loaded
+            return ChatTemplate(task_encoding({"pretrained": str(MODEL_PATH), **self._model_args}))
+
+    def _encoding(self) -> TextEncoding:
+        """Return how the entry's model will be sent the prompts of its tasks."""
+        rendered = self.chat.apply_chat_template if self._asked.apply_chat_template else None
+        return self.chat.encoding._replace(rendered=rendering(self._asked.system_instruction, rendered))
 
     def load(self, spec: Any) -> Any:
         """Return tasks of the entry; see lm-eval's `TaskManager.load`."""
         if self._whole is None:
+            if self._asked.apply_chat_template:
+                self.chat.check(self._asked.apply_chat_template)
             random.seed(self._seed)  # these are the seeds of `lm_eval`, which sets them just before
             numpy.random.seed(DEFAULT_OTHER_SEED)
             torch.manual_seed(DEFAULT_OTHER_SEED)
-            # A sweep evaluates by mesa-hf, whose default is the demo model.
-            named = any((self.metadata or {}).get(name) for name in NAMING)
-            with evaluated_model(None if named else _demo_encoding):
-                self._whole = super().load(self.match_tasks([self._asked]))
+            with evaluated_model(self._encoding):
+                self._whole = super().load(self.match_tasks([self._asked.task]))
         names = spec if isinstance(spec, list) else [spec]
         tasks = self._whole["tasks"]
         if all(name in tasks for name in names):
@@ -58,23 +94,25 @@ class EntryTaskManager(TaskManager):
         return task_digest(Path(entry.yaml_path)) if entry is not None and entry.yaml_path else ""
 
 
-def _demo_encoding() -> TextEncoding:
-    return TextEncoding(load_tokenizer({"pretrained": str(MODEL_PATH)}))
-
-
 def entry_task_manager(sweep: Sweep, model: ModelEntry, task: TaskEntry) -> EntryTaskManager:
     """Return lm-eval's task manager with the options of one entry of a sweep, as its command would make it.
 
     Always the same one, so that the documents are, too. They do not depend on the method.
     """
-    metadata = json.dumps({**model.arguments, **sweep.metadata(task)}, sort_keys=True, default=str)
+    described = (model.arguments, sweep.metadata(task))
+    arguments, options = (json.dumps(one, sort_keys=True, default=str) for one in described)
     folder = sweep.include_path and sweep.include_path.expanduser()
-    return _entry_task_manager(task.task, sweep.seed, folder, metadata)
+    return _entry_task_manager(task.model_dump_json(), sweep.seed, folder, arguments, options)
 
 
 @cache
-def _entry_task_manager(entry: str, seed: int, include_path: Path | None, metadata: str) -> EntryTaskManager:
-    return EntryTaskManager(entry, seed, include_path=include_path, metadata=json.loads(metadata))
+def _entry_task_manager(
+    entry: str, seed: int, include_path: Path | None, arguments: str, options: str
+) -> EntryTaskManager:
+    model_args = json.loads(arguments)
+    metadata = {**model_args, **json.loads(options)}
+    asked = TaskEntry.model_validate_json(entry)
+    return EntryTaskManager(asked, seed, model_args, include_path=include_path, metadata=metadata)
 
 
 def forget_tasks() -> None:

@@ -162,20 +162,20 @@ class EntryResults:
         responses: dict[str, Any] = {}
         for payload in payloads:
             responses |= payload["responses"]
-        entry = self.entry
+        entry, template = self.entry, self.entry.apply_chat_template
+        manager = entry_task_manager(self.sweep, self.sweep.models[self.model], entry)
         with machine_asked_once():
             results: dict[str, Any] | None = simple_evaluate(
-                model=Replay({name: responses}, payloads[0], truncated),
+                model=Replay({name: responses}, payloads[0], truncated, manager.chat if template else None),
                 model_args=self.arguments,
                 tasks=[name],
-                num_fewshot=entry.num_fewshot,
+                **entry.evaluation,
                 batch_size=self.sweep.batch_size,
                 device=STOCK.device,
-                gen_kwargs=STOCK.gen_kwargs,
                 limit=None if entry.limit is None else float(entry.limit),  # as lm_eval's command has it
                 log_samples=True,
                 random_seed=self.sweep.seed,
-                task_manager=entry_task_manager(self.sweep, self.sweep.models[self.model], entry),
+                task_manager=manager,
             )
         assert results is not None
         return results
@@ -215,15 +215,17 @@ class EntryResults:
         tracker = EvaluationTracker(output_path=str(self.folder.parent / ".part"))
         own = tracker.general_config_tracker
         own.start_time = time.perf_counter() - seconds
+        entry, model = self.entry, self.sweep.models[self.model]
+        manager, template = entry_task_manager(self.sweep, model, entry), entry.apply_chat_template
         own.log_experiment_args(
             model_source="mesa-hf",
             model_args=self.arguments,
-            system_instruction=None,
-            chat_template=None,
-            fewshot_as_multiturn=STOCK.fewshot_as_multiturn,
+            system_instruction=entry.system_instruction,
+            chat_template=manager.chat.chat_template(template) if template else None,
+            fewshot_as_multiturn=entry.evaluation["fewshot_as_multiturn"],
         )
-        if self.sweep.models[self.model].pretrained is None:  # lm-eval would draw a name
-            own.model_name = own.model_name_sanitized = self.sweep.models[self.model].name
+        if model.pretrained is None:  # lm-eval would draw a name
+            own.model_name = own.model_name_sanitized = model.name
         return tracker
 
     def _write_samples(self, name: str, samples: list[dict[str, Any]]) -> None:

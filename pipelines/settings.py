@@ -8,9 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from lm_eval.utils import simple_parse_args_string
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PrivateAttr, field_validator, model_validator
 
-from mesa_lm.methods.registry import make_method
+from mesa_lm.errors import UsageError
+from mesa_lm.harness.generation_settings import check_generation
+from mesa_lm.methods.registry import available_methods, make_method, parameter_names
 
 # Of what can be asked for: documents are built before anything runs, and a slip must not fill the memory.
 LONGEST = 2**24
@@ -32,6 +35,15 @@ class ModelEntry(Section):
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     args: dict[str, Any] = Field({}, description="other arguments of mesa-hf, such as parallelize")
+
+    @field_validator("args")
+    @classmethod
+    def _none_of_a_method(cls, args: dict[str, Any]) -> dict[str, Any]:
+        # A worker changes the method of its model: they would hold for the first one alone.
+        owned = {name for kind in available_methods().values() for name in parameter_names(kind)} | {"method"}
+        if wrong := sorted(owned & set(args)):
+            raise ValueError(f"{', '.join(wrong)} belongs to a method; give it in the entry of methods")
+        return args
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -83,6 +95,36 @@ class TaskEntry(Section):
     metadata: dict[str, Any] = Field({}, description="options of the task, as for `lm_eval --metadata`")
     limit: Annotated[int, Field(gt=0)] | None = Field(None, description="first samples of each task only")
     num_fewshot: Annotated[int, Field(ge=0)] | None = Field(None, description="as for lm_eval")
+    gen_kwargs: dict[str, Any] = Field({}, description="as for lm_eval: names and values, or 'name=value,name=value'")
+    apply_chat_template: bool | str = Field(False, description="as for lm_eval: true, or the name of a template")
+    fewshot_as_multiturn: bool | None = Field(None, description="as for lm_eval; none: with a chat template")
+    system_instruction: str | None = Field(None, description="as for lm_eval")
+
+    @field_validator("gen_kwargs", mode="before")
+    @classmethod
+    def _of_generation(cls, gen_kwargs: Any) -> Any:
+        if isinstance(gen_kwargs, str):
+            gen_kwargs = simple_parse_args_string(gen_kwargs)
+        if not isinstance(gen_kwargs, dict):
+            raise ValueError("must hold names and values, or be a text such as 'temperature=0.1,top_p=0.9'")
+        try:
+            check_generation(gen_kwargs)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return gen_kwargs
+
+    @field_validator("apply_chat_template", mode="before")
+    @classmethod
+    def _template_or_switch(cls, template: Any) -> Any:
+        if not isinstance(template, bool | str):
+            raise ValueError("must be true, false or the name of a chat template")
+        return template
+
+    @model_validator(mode="after")
+    def _turns_need_a_template(self) -> TaskEntry:
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template")
+        return self
 
     @field_validator("metadata")
     @classmethod
@@ -93,6 +135,18 @@ class TaskEntry(Section):
         if isinstance(lengths, list) and any(isinstance(length, int) and length > LONGEST for length in lengths):
             raise ValueError(f"lengths must be at most {LONGEST} tokens")
         return metadata
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Arguments of lm-eval's `simple_evaluate`, as its command has them."""
+        turns = self.fewshot_as_multiturn
+        return {
+            "num_fewshot": self.num_fewshot,
+            "gen_kwargs": self.gen_kwargs,
+            "apply_chat_template": self.apply_chat_template,
+            "fewshot_as_multiturn": True if turns is None and self.apply_chat_template else turns,
+            "system_instruction": self.system_instruction,
+        }
 
 
 class WorkerSettings(Section):

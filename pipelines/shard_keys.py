@@ -24,7 +24,7 @@ PACKAGES = ("lm-eval", "mesa-lm", "torch", "transformers")
 # Of a model's files, those up to this size are read to recognise them.
 READ_BYTES = 64 * 2**20
 # Of this package's modules that evaluate shards, those that `package_digest` does not count.
-EVALUATING = tuple(Path(__file__).with_name(name) for name in ("entry_tasks.py", "worker.py"))
+EVALUATING = tuple(Path(__file__).with_name(name) for name in ("entry_tasks.py", "settings.py", "worker.py"))
 
 
 def answers_identity(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.task import Task
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from mesa_lm.errors import UsageError
 from mesa_lm.lengths import split_length_name
@@ -92,8 +93,8 @@ def _cut(sweep: Sweep, indices: tuple[int, int], name: str, leaf: Task, sources:
     length = _length(entry, name, leaf)
     count = len(leaf.eval_docs) if entry.limit is None else min(entry.limit, len(leaf.eval_docs))
     costs = [length or _tokens(leaf.eval_docs[i]) for i in range(count)]
-    # Few-shot examples are drawn one sample after another: a task that has some is not cut.
-    whole = bool(entry.num_fewshot or leaf.config.num_fewshot)
+    # Few-shot examples, and tokens that are sampled, are drawn one after another: such a task is not cut.
+    whole = bool(entry.num_fewshot or leaf.config.num_fewshot) or _samples_tokens(entry, leaf)
     ranges = list(_ranges(costs, sum(costs) if whole else sweep.shard_tokens))
     documents = [documents_digest(leaf, start, stop) for start, stop in ranges]
     for method, choice in enumerate(sweep.methods):
@@ -112,6 +113,14 @@ def _cut(sweep: Sweep, indices: tuple[int, int], name: str, leaf: Task, sources:
                 documents=digest,
                 sources=sources,
             )
+
+
+def _samples_tokens(entry: TaskEntry, leaf: Task) -> bool:
+    """Return whether answers are drawn at random, by lm-eval's rules."""
+    if leaf.OUTPUT_TYPE != "generate_until":
+        return False
+    settings = normalize_gen_kwargs({**(leaf.config.generation_kwargs or {}), **entry.gen_kwargs})
+    return bool(settings["do_sample"])
 
 
 def _length(entry: TaskEntry, name: str, leaf: Task) -> int | None:

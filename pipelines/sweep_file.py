@@ -90,7 +90,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> settings.Sweep:
         MethodError: A method or one of its parameters is unknown or wrong.
     """
     try:
-        content = _read_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = _read_yaml(text)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     except UNREADABLE as error:
@@ -109,7 +110,34 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> settings.Sweep:
     except ValidationError as error:
         # A list whose entries are all wrong is also reported as empty.
         wrong = [one for one in error.errors() if not (one["type"] == "too_short" and one["input"])]
-        raise UsageError("\n".join([f"{path}:", *dict.fromkeys(map(_explained, wrong))])) from error
+        lines = [_line(text, overrides, one["loc"]) + _explained(one) for one in wrong]
+        raise UsageError("\n".join([f"{path}:", *(f"  {line}" for line in dict.fromkeys(lines))])) from error
+
+
+def _line(text: str, overrides: Sequence[str], location: Sequence[str | int]) -> str:
+    """Return the line of a file that a setting, or the nearest part around it that is there, stands in.
+
+    Args:
+        text: The file.
+        overrides: Settings that did not come from it.
+        location: Names and indices that lead to the setting.
+    """
+    place = [str(part) for part in location]
+    if any(place[: len(parts)] == parts for parts in (given.partition("=")[0].split(".") for given in overrides)):
+        return ""
+    node: Any = yaml.compose(text, yaml.SafeLoader)
+    line = node.start_mark.line
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            key, node = next((pair for pair in node.value if pair[0].value == part), (None, None))
+        elif isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+            key = node = node.value[int(part)]
+        else:
+            break
+        if key is None:
+            break
+        line = key.start_mark.line
+    return f"line {line + 1}: "
 
 
 def _fill_places(content: dict[str, Any]) -> bool:
@@ -206,12 +234,12 @@ def _explained(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         section = SECTIONS[parents[0]] if parents else settings.Sweep
         allowed = [".".join(map(str, [*parents, known])) for known in section.model_fields]
-        return f"  {unknown_name('setting', place, allowed)}"
+        return unknown_name("setting", place, allowed)
     if error["type"] == "missing":
         near = get_close_matches(str(name), [str(key) for key in error["input"]], n=1)
-        return f"  {place} is missing" + (f"; did you mean {name!r} where there is {near[0]!r}?" if near else "")
+        return f"{place} is missing" + (f"; did you mean {name!r} where there is {near[0]!r}?" if near else "")
     if str(name).startswith(("literal[", "constrained-")):  # one of two that a setting may be
-        return f"  {'.'.join(map(str, parents))}: must be auto or a whole number above 0, found {error['input']!r}"
+        return f"{'.'.join(map(str, parents))}: must be auto or a whole number above 0, found {error['input']!r}"
     told = PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
     found = repr(error["input"])
-    return f"  {place}: {told}, found {found if len(found) <= SHOWN else found[:SHOWN] + '...'}"
+    return f"{place}: {told}, found {found if len(found) <= SHOWN else found[:SHOWN] + '...'}"

@@ -158,7 +158,7 @@ def _planned_runs(results: Results, entries: Sequence[Entry]) -> Iterator[_Plann
     for model, method in results.table[["model", "method"]].drop_duplicates().itertuples(index=False, name=None):
         own = results.where(model=model, method=method)
         board = [entry for entry in entries if (entry.model, entry.method) == (model, method)]
-        commits = {file.mesa_lm.get("commit") or file.content.get("git_hash") for file in own.files.values()}
+        commits = {file.commit for file in own.files.values()}
         yield _PlannedRun(
             name=f"{Path(model).name} {method}",
             job_type="eval",

@@ -124,7 +124,7 @@ class Worker:
                 model=lm,
                 tasks=[shard.leaf],
                 samples={shard.leaf: list(range(shard.start, shard.stop))},
-                num_fewshot=task.num_fewshot,
+                **task.evaluation,
                 batch_size=self.sweep.batch_size,
                 bootstrap_iters=0,
                 log_samples=True,

@@ -1,4 +1,4 @@
-"""A stand-in for a GPU: tensors that compute on the CPU, say that they are on `cuda:0`, and obey CUDA's rules.
+"""A stand-in for GPUs: tensors that compute on the CPU, say that they are on `cuda:0` or another, and obey its rules.
 
 Refused is what CUDA refuses: operations on tensors of two devices, the CPU's attention kernel, and inputs that CUDA's
 attention kernels do not take. Counted are waits of the host for a value, and copies to the device.
@@ -31,15 +31,15 @@ TAKES_HOST = {"__getitem__", "__setitem__", "copy_"}
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that says that it is on the device."""
+    """A tensor that says that it is on a device."""
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> "OnDevice":
+    def __new__(cls, inner: torch.Tensor, device: torch.device = DEVICE) -> "OnDevice":
         return torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=DEVICE
+            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=device
         )
 
-    def __init__(self, inner: torch.Tensor) -> None:
+    def __init__(self, inner: torch.Tensor, device: torch.device = DEVICE) -> None:
         self.host = inner
 
     @classmethod
@@ -51,7 +51,7 @@ class StandIn(TorchFunctionMode):
     """Carries out operations on `OnDevice` tensors.
 
     Attributes:
-        counts: waits, copies to the device, and calls of the attention kernels.
+        counts: waits, copies to a device, moves from one to another, and calls of the attention kernels.
     """
 
     def __init__(self) -> None:
@@ -64,13 +64,15 @@ class StandIn(TorchFunctionMode):
         if name == "__get__":
             attribute = func.__self__.__name__
             on_device = isinstance(args[0], OnDevice)
-            return OnDevice(func(args[0].host)) if on_device and attribute in TENSORS else func(*args)
+            return OnDevice(func(args[0].host), args[0].device) if on_device and attribute in TENSORS else func(*args)
         if name in ("size", "dim", "stride", "is_contiguous", "requires_grad_", "is_floating_point", "element_size"):
             return func(*args, **kwargs)
         if name in ("to", "cpu", "cuda", "type"):
             return self._moved(name, args, kwargs)
+        if name in ("__getitem__", "__setitem__"):
+            args = tree_map(self._bounds_read, args)
         wanted = kwargs.get("device")
-        device = None if wanted is None else torch.device(wanted)
+        device = None if wanted is None else indexed(wanted)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         there = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
         if not there and (device is None or device.type == "cpu"):
@@ -86,13 +88,30 @@ class StandIn(TorchFunctionMode):
         else:
             result = func(*plain_args, **plain_kwargs)
         known = {id(on_host(tensor)): tensor for tensor in tensors}
-        stays = device is None or device.type == "cuda"
-        return tree_map(
-            lambda value: known.get(id(value), OnDevice(value)) if _is_new(value) and stays else value, result
+        device = device or there[0].device
+
+        def placed(value: Any) -> Any:
+            if not _is_new(value) or device.type != "cuda":
+                return value
+            return known[id(value)] if id(value) in known else OnDevice(value, device)
+
+        return tree_map(placed, result)
+
+    def _bounds_read(self, value: Any) -> Any:
+        """Return a slice with numbers for bounds, which the host waits for if they are on a device."""
+        if not isinstance(value, slice) or not any(isinstance(bound, OnDevice) for bound in (value.start, value.stop)):
+            return value
+        self.counts["waits"] += 1
+        return slice(
+            *(int(on_host(bound)) if isinstance(bound, OnDevice) else bound for bound in (value.start, value.stop))
         )
 
     def _check_placement(self, name: str, args: Any, tensors: list[Any], there: list[Any]) -> None:
-        """Refuse tensors of both devices, but for scalars and what CUDA takes from the host."""
+        """Refuse tensors of several devices, but for scalars and what CUDA takes from the host."""
+        if len({tensor.device for tensor in there if tensor.ndim > 0 or name in TAKES_HOST}) > 1:
+            if name != "copy_":
+                raise RuntimeError(f"{name} is given tensors on two devices: {[tensor.device for tensor in there]}")
+            self.counts["moves"] += 1
         here = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.ndim > 0]
         if not here or not there:
             return
@@ -110,15 +129,15 @@ class StandIn(TorchFunctionMode):
             elif isinstance(value, torch.dtype):
                 dtype = value
             elif isinstance(value, str | torch.device):
-                device = torch.device(value)
+                device = indexed(value)
         given = args[0]
         inner = on_host(given)
         changed = inner if dtype is None else inner.to(dtype)
         device = given.device if device is None else device
-        if device.type == given.device.type:
-            return given if changed is inner else OnDevice(changed) if device.type == "cuda" else changed
-        self.counts["copies" if device.type == "cuda" else "waits"] += 1
-        return OnDevice(changed) if device.type == "cuda" else changed.clone()
+        if device == given.device:
+            return given if changed is inner else OnDevice(changed, device) if device.type == "cuda" else changed
+        self.counts["waits" if device.type == "cpu" else "copies" if given.device.type == "cpu" else "moves"] += 1
+        return OnDevice(changed.clone(), device) if device.type == "cuda" else changed.clone()
 
     def _attention(self, kernel: str, query: Any, key: Any, value: Any, *args: Any, scale: float) -> Any:
         """Compute what one of CUDA's attention kernels does, if it takes this."""
@@ -148,16 +167,38 @@ class StandIn(TorchFunctionMode):
         return output, lse.float(), None, None
 
 
-def on_device(model: torch.nn.Module) -> torch.nn.Module:
-    """Move a model's parameters and buffers to the device, in place."""
+def on_device(model: torch.nn.Module, device: torch.device = DEVICE) -> torch.nn.Module:
+    """Move a model's parameters and buffers to a device, in place."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = OnDevice(parameter.data)
+                module._parameters[name] = OnDevice(on_host(parameter).data, device)
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = OnDevice(buffer)
+                module._buffers[name] = OnDevice(on_host(buffer), device)
     return model
+
+
+def on_two_devices(model: torch.nn.Module) -> torch.nn.Module:
+    """Move a model to the device but for its last layer, which has one of its own, as `device_map` lays it out.
+
+    Its input goes there, as accelerate's hooks have it, and its output back.
+    """
+    second, last = torch.device("cuda:1"), on_device(model).model.layers[-1]
+    on_device(last, second)
+
+    def to(device: torch.device, values: Any) -> Any:
+        return tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, values)
+
+    last.register_forward_pre_hook(lambda _, args, kwargs: to(second, (args, kwargs)), with_kwargs=True)
+    last.register_forward_hook(lambda _, args, output: to(DEVICE, output))
+    return model
+
+
+def indexed(device: Any) -> torch.device:
+    """Return a device with its number."""
+    device = torch.device(device)
+    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
 
 
 def on_host(value: Any) -> Any:

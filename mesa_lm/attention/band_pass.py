@@ -47,21 +47,20 @@ class _PlannedBand(NamedTuple):
 
     Attributes:
         queries: Which of the new tokens it has.
-        angles: Of their positions.
-        keys: Range of keys that it has.
-        moved: Those of them that are moved to where it scores them; None where none are.
-        shift: By how much.
-        goes_on: Keys are taken as the band before has left them; else as they are stored.
-        parts: What its queries see, keys counted from the first of the range.
+        angles: Of their positions; None: those of `_RowRun._shared_angles`.
+        slots: Where its keys lie in the cache.
+        shift: By how much all of them are moved to where it scores them; None where they are not.
+        stepped: Keys are taken as the band before has left them, but for these, which move by `_RowRun._step`; None:
+            all are taken as they are stored.
+        parts: What its queries see, keys counted from its first one.
         others: Angles of its queries, and of moving all its keys, for pairs that a head does not select.
     """
 
     queries: slice
-    angles: Angles
-    keys: slice
-    moved: slice | None
+    angles: Angles | None
+    slots: slice
     shift: Angles | None
-    goes_on: bool
+    stepped: slice | None
     parts: list[Part]
     others: tuple[Angles, Angles] | None
 
@@ -83,48 +82,76 @@ class _RowRun:
         self._key_angles = self._encoding.angles(self._stored_at[self._past :][None])
         self._key_scale = self._column(method.key_scale(new, extent))
         self._query_scale = self._column(method.query_scale(new, extent))
-        self._bands = list(self._planned(method.bands(new, extent) or ()))
+        bands = method.bands(new, extent) or ()
+        self._shared_angles = self._angles_of_some(bands)
+        self._step: int | None = None  # by which keys move from one band to the next
+        self._bands = list(self._planned(bands))
+        self._step_angles = None if self._step is None else self._encoding.shift(torch.tensor([[self._step]]))
         self._rounds_merge = method.rounds_merge
         self._masks: dict[Part, Tensor] = {}
 
     def _planned(self, bands: tuple[Band, ...]) -> Iterator[_PlannedBand]:
-        """Yield the bands; where their keys were left by the band before, few have to be moved for bands alike."""
+        """Yield the bands; of bands for some queries each, few keys move from one to the next."""
         before = slice(0, 0)
         places = self._stored_at[before]
         for band in bands:
-            parts = parts_of(band.start, band.end, slanted_windows=self._encoding.device.type == "cpu")
+            parts = parts_of(band.start, band.end, for_cpu=self._encoding.device.type == "cpu")
             if not parts:
                 continue
             # Bands of some queries, as Stair PE has them, all have the same range.
             some = band.queries is not None
             keys = slice(0, len(self._stored_at)) if some else slice(int(band.start.min()), int(band.end.max()))
             wanted = band.key_position(torch.arange(keys.start, keys.stop)).double()
-            stored = self._stored_at[keys].double()
-            moved: slice | None = slice(0, len(wanted)) if bool((wanted != stored).any()) else None
-            changed = evenly_apart((wanted != places).nonzero()[:, 0]) if some and keys == before else None
-            goes_on = moved is not None and changed is not None
-            if goes_on:
-                moved = changed
-            distance = wanted - (places if goes_on else stored)
+            distance = wanted - self._stored_at[keys].double()
+            stepped = self._stepped(wanted, places, distance) if some and keys == before else None
+            is_moved = stepped is None and bool((distance != 0).any())
             queries = slice(None) if band.queries is None else evenly_apart(band.queries)
             assert queries is not None, "queries of a band are at equal distances"
             yield _PlannedBand(
                 queries,
-                self._encoding.angles(band.query_position[None]),
-                keys,
-                moved,
-                None if moved is None else self._encoding.shift(distance[moved][None]),
-                goes_on,
+                None if some else self._encoding.angles(band.query_position[None]),
+                self._slots(keys),
+                self._encoding.shift(distance[None]) if is_moved else None,
+                stepped,
                 [part._replace(key=part.key - keys.start) for part in parts],
-                None if band.others is None else self._other_angles(band.others, keys, stored),
+                None if band.others is None else self._other_angles(band.others, keys),
             )
-            before, places = (keys, wanted) if moved is not None else (slice(0, 0), wanted)
+            before, places = (keys, wanted) if is_moved or stepped is not None else (slice(0, 0), wanted)
 
-    def _other_angles(
-        self, others: tuple[Tensor, Callable[[Tensor], Tensor]], keys: slice, stored: Tensor
-    ) -> tuple[Angles, Angles]:
+    def _stepped(self, wanted: Tensor, places: Tensor, distance: Tensor) -> slice | None:
+        """Return which keys go to other places than the band before left them in, if all make the same step.
+
+        Args:
+            wanted: (keys,) where the band scores them.
+            places: (keys,) where the band before has left them.
+            distance: (keys,) how far they then are from where they are stored.
+        """
+        changed = evenly_apart((wanted != places).nonzero()[:, 0])
+        if changed is None:
+            return None
+        steps = distance[changed].unique().tolist()
+        if len(steps) > 1 or self._step not in (None, int(steps[0])) or steps[0] != int(steps[0]):
+            return None
+        self._step = int(steps[0])
+        return changed
+
+    def _angles_of_some(self, bands: tuple[Band, ...]) -> Angles | None:
+        """Return the angles of all queries where bands have some of them each, none of them two."""
+        if all(band.queries is None for band in bands):
+            return None
+        positions = torch.zeros(1, self._new, dtype=torch.float64)
+        for band in bands:
+            if band.queries is not None:
+                positions[0, band.queries] = band.query_position.double()
+        return self._encoding.angles(positions)
+
+    def _slots(self, keys: slice) -> slice:
+        start = self._cache.slot(self._cached.start, keys.start)
+        return slice(start, start + keys.stop - keys.start)
+
+    def _other_angles(self, others: tuple[Tensor, Callable[[Tensor], Tensor]], keys: slice) -> tuple[Angles, Angles]:
         query_position, key_position = others
-        distance = key_position(torch.arange(keys.start, keys.stop)) - stored
+        distance = key_position(torch.arange(keys.start, keys.stop)) - self._stored_at[keys]
         return self._encoding.angles(query_position[None]), self._encoding.shift(distance[None])
 
     def _column(self, scale: Tensor | None) -> Tensor | None:
@@ -137,24 +164,29 @@ class _RowRun:
         stored = rotate(key, self._key_angles)
         if self._key_scale is not None:
             stored = multiply(stored, self._key_scale, self._spared)
-        self._cache.write(layer, self._cached, self._past, stored, value)
+        all_keys, all_values = self._cache.append(layer, self._cached, stored, value)
         if self._query_scale is not None:
             query = multiply(query, self._query_scale, self._spared)
-        all_keys, all_values = self._cache.seen(layer, self._cached, self._past + self._new)
         keys, sums, head_dim = all_keys, list[Sum](), query.shape[-1]
+        stepped = None if self._step_angles is None else rotate(all_keys, self._step_angles)
+        some = None if self._shared_angles is None else rotate(query, self._shared_angles)
         for band in self._bands:
-            if band.goes_on:
-                assert band.moved is not None and band.shift is not None
-                keys[:, :, band.moved] = rotate(keys[:, :, band.moved], band.shift)
+            if band.stepped is not None and stepped is not None:
+                keys[:, :, band.stepped] = stepped[:, :, band.stepped]
             else:
-                keys = all_keys[:, :, band.keys]
+                keys = all_keys[:, :, band.slots]
                 keys = keys if band.shift is None else rotate(keys, band.shift)
-            values, rotated = all_values[:, :, band.keys], rotate(query[:, :, band.queries], band.angles)
+            values = all_values[:, :, band.slots]
+            if band.angles is None:
+                assert some is not None
+                rotated = some[:, :, band.queries]
+            else:
+                rotated = rotate(query[:, :, band.queries], band.angles)
             if band.others is not None:
                 selection = self._selected_by_heads(layer)
                 chosen = chosen_components(selection, self._encoding.pairs, head_dim, query.device, query.dtype)
                 rotated = doubled_query(rotated, rotate(query, band.others[0]), chosen)
-                keys, values = doubled_keys(keys, rotate(all_keys[:, :, band.keys], band.others[1]), values)
+                keys, values = doubled_keys(keys, rotate(all_keys[:, :, band.slots], band.others[1]), values)
             if not sums or self._rounds_merge:
                 sums.append(Sum(query))
             for part in band.parts:

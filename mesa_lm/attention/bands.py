@@ -23,13 +23,16 @@ class Sum:
         Args:
             query: (batch, num_heads, q_len, head_dim), for shape, dtype and device.
         """
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        batch, num_heads, q_len, head_dim = query.shape
-        self._dtype = query.dtype
+        self._shape, self._dtype, self._device = query.shape, query.dtype, query.device
+        self._wide = torch.promote_types(query.dtype, torch.float32)
+        self._is_empty = True
+
+    def _start(self) -> None:
+        batch, num_heads, q_len, head_dim = self._shape
         # In memory as the model's next product and the kernels have it: (batch, q_len, num_heads, head_dim).
         shape = (batch, q_len, num_heads, head_dim)
-        self._output = torch.zeros(shape, dtype=dtype, device=query.device).transpose(1, 2)
-        self._lse = torch.full(query.shape[:-1], -torch.inf, dtype=dtype, device=query.device)
+        self._output = torch.zeros(shape, dtype=self._wide, device=self._device).transpose(1, 2)
+        self._lse = torch.full(self._shape[:-1], -torch.inf, dtype=self._wide, device=self._device)
 
     def add(self, partial: Partial, part: Part, queries: slice) -> None:
         """Add keys.
@@ -39,6 +42,14 @@ class Sum:
             part: The part.
             queries: Which queries the part's band has.
         """
+        if part.problems > 1 and part.query_step == 0:
+            partial, part = _merged(partial, part.problems), part._replace(problems=1)
+        if self._is_empty:
+            self._is_empty = False
+            if part.problems == 1 and part.q_len == self._shape[2] and queries == slice(None):
+                self._output, self._lse = partial.output.to(self._wide), partial.lse
+                return
+            self._start()
         output, lse = self._output[:, :, queries], self._lse[:, :, queries]
         if part.problems == 1:
             own = slice(part.query, part.query + part.q_len)
@@ -61,6 +72,14 @@ class Sum:
     def output(self) -> Tensor:
         """Return (batch, num_heads, q_len, head_dim) in the queries' dtype."""
         return self._output.to(self._dtype)
+
+
+def _merged(partial: Partial, problems: int) -> Partial:
+    """Merge what the same queries see in several problems, rows of the batch."""
+    output, lse = (states.unflatten(0, (-1, problems)) for states in partial)
+    weights = lse.softmax(1)
+    # The largest weight is at least 1 / problems, so that its logarithm exists.
+    return Partial((weights.unsqueeze(-1) * output).sum(1), lse.amax(1) - weights.amax(1).log())
 
 
 def merge_rounded(sums: Sequence[Sum]) -> Tensor:
@@ -88,7 +107,10 @@ def attend_part(
         mask: For `attend_masked` if the part is slanted.
     """
     query = _problems(query, part.query, part.q_len, part.query_step, part.problems)
-    key, value = (_problems(states, part.key, part.kv_len, part.key_step, part.problems) for states in (key, value))
+    key, value = (
+        _problems(states, part.key, part.kv_len, part.key_step, part.problems, part.key_stride)
+        for states in (key, value)
+    )
     if part.shape == "slanted":
         assert mask is not None
         return attend_masked(query, key, value, scoring, mask)
@@ -98,9 +120,10 @@ def attend_part(
     return Partial(output.flip(2), lse.flip(2))
 
 
-def _problems(states: Tensor, first: int, length: int, step: int, count: int) -> Tensor:
+def _problems(states: Tensor, first: int, length: int, step: int, count: int, stride: int = 1) -> Tensor:
     """Return `count` ranges of queries or keys, (batch * count, heads, length, head_dim); for a batch of one a view."""
-    if count == 1:
-        return states[:, :, first : first + length]
-    ranges = states[:, :, first : first + (count - 1) * step + length].unfold(2, length, step)
+    span = (length - 1) * stride + 1
+    if step == 0:
+        return states[:, None, :, first : first + span : stride].expand(-1, count, -1, -1, -1).flatten(0, 1)
+    ranges = states[:, :, first : first + (count - 1) * step + span].unfold(2, span, step)[..., ::stride]
     return ranges.permute(0, 2, 1, 4, 3).flatten(0, 1)

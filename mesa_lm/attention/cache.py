@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from mesa_lm.attention.encoding import rotate
+from mesa_lm.attention.encoding import rotate_unrounded
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.errors import ModelError, UsageError
+from mesa_lm.methods.geometry import Kept
 from mesa_lm.methods.weaves import Placement
+
+# Tokens that are kept beyond those that later ones see: so many may be cropped, and they are dropped by so many.
+SPARE_TOKENS = 256
 
 
 @dataclass(slots=True)
@@ -22,21 +26,29 @@ class CachedRow:
         prompt_len: Length of its prompt in tokens.
         weave: Positions at which its keys are stored; None is linear.
         recent_len: Length up to which the buffers of recent keys follow it; -1: they do not.
+        dropped: Tokens, after the first ones of `WovenCache.kept`, that are not held any more.
+        dropping: How many more are dropped by the pass that runs.
     """
 
     length: int = 0
     prompt_len: int = 0
     weave: Placement | None = None
     recent_len: int = -1
+    dropped: int = 0
+    dropping: int = 0
 
 
 class WovenCache:
-    """Keys and values of a batch of sequences of any lengths, without padding: token i of a row lies in slot i.
+    """Keys and values of a batch of sequences of any lengths, without padding.
+
+    Token i of a row lies in slot i. Where no later token sees more than the first and the last ones, those between are
+    dropped and the last ones close up, see `slot`.
 
     transformers meets it as the content of a cache of its own, see `cache_layer`.
 
     Attributes:
         rows: State of each sequence.
+        kept: Which tokens later ones may see; None: all.
         columns: Padded input columns consumed so far, which is what `generate` counts.
         keys: Per layer (batch, num_kv_heads, capacity, head_dim), rotated to the position given by the row's weave.
         values: Per layer, like keys.
@@ -45,7 +57,8 @@ class WovenCache:
         recent_values: Per layer, like recent_keys.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, kept: Kept | None = None) -> None:
+        self.kept = kept
         self.rows = [CachedRow() for _ in range(batch_size)]
         self.columns = 0
         self.keys: dict[int, Tensor] = {}
@@ -54,7 +67,9 @@ class WovenCache:
         self.recent_values: dict[int, Tensor] = {}
 
     @classmethod
-    def from_rotated(cls, cache: Cache, columns: list[Tensor], starts: list[int], layers: Layers) -> "WovenCache":
+    def from_rotated(
+        cls, cache: Cache, columns: list[Tensor], starts: list[int], layers: Layers, kept: Kept | None = None
+    ) -> "WovenCache":
         """Take over a cache that the untouched model has filled at consecutive positions.
 
         Args:
@@ -62,14 +77,15 @@ class WovenCache:
             columns: For every row the indices of its tokens among the padded ones.
             starts: For every row the position of its first token.
             layers: The model's layers.
+            kept: Which tokens later ones may see; None: all.
 
         Raises:
             ModelError: Its layers do not hold every token that will be seen, for example those of a quantised cache.
         """
-        woven = cls(len(columns))
+        woven = cls(len(columns), kept)
         woven.columns = int(cache.get_seq_length())
-        for row, kept in zip(woven.rows, columns, strict=True):
-            row.length = row.prompt_len = len(kept)
+        for row, own in zip(woven.rows, columns, strict=True):
+            row.length = row.prompt_len = len(own)
         longest = max(row.length for row in woven.rows)
         for index, layer in enumerate(cache.layers):
             # Layers of a static cache have room for more.
@@ -80,15 +96,15 @@ class WovenCache:
             window = layers.of(index).window
             # A sliding layer may have dropped what none of its later queries sees.
             dropped = 0 if keys is None else woven.columns - keys.shape[2]
-            unseen = [0 if window is None else max(0, len(kept) - window + 1) for kept in columns]
+            unseen = [0 if window is None else max(0, len(own) - window + 1) for own in columns]
             needed = min(
-                (int(kept[first]) for kept, first in zip(columns, unseen, strict=True) if first < len(kept)), default=0
+                (int(own[first]) for own, first in zip(columns, unseen, strict=True) if first < len(own)), default=0
             )
             if keys is None or values is None or not 0 <= dropped <= needed:
                 raise ModelError(f"a {type(layer).__name__} of layer {index} does not hold every token's keys")
-            for batch, kept in enumerate(columns):
-                slot = torch.arange(unseen[batch], len(kept))
-                held = (kept[slot] - dropped).to(keys.device)
+            for batch, own in enumerate(columns):
+                slot = torch.arange(unseen[batch], len(own))
+                held = (own[slot] - dropped).to(keys.device)
                 encoding, start = layers.of(index).encoding, starts[batch]
                 key, value = encoding.enter_cached(
                     keys[batch : batch + 1].index_select(2, held),
@@ -96,11 +112,67 @@ class WovenCache:
                     slot + start,
                 )
                 if start and not encoding.follows_length:
-                    key = rotate(key, encoding.shift(torch.full((1, len(slot)), -start)))
+                    key = rotate_unrounded(key, encoding.shift(torch.full((1, len(slot)), -start)))
                 woven._reserve(index, longest, key)
-                woven.keys[index][batch, :, unseen[batch] : len(kept)] = key[0]
-                woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
+                woven.keys[index][batch, :, unseen[batch] : len(own)] = key[0]
+                woven.values[index][batch, :, unseen[batch] : len(own)] = value[0]
         return woven
+
+    def plan_dropping(self, batch: int, count: int, croppable: int) -> None:
+        """Decide which tokens of a row the next pass drops; it does so layer by layer, see `append`.
+
+        Args:
+            batch: Row.
+            count: Tokens that the pass appends.
+            croppable: How many of the last tokens a caller may want to crop afterwards.
+
+        Raises:
+            UsageError: The pass before was interrupted, with tokens dropped in some layers only.
+        """
+        row = self.rows[batch]
+        if row.dropping:
+            raise UsageError("the call before was interrupted while it changed this cache; begin with a new cache")
+        if self.kept is None:
+            return
+        length, held_from = row.length + count, self.kept.first + row.dropped
+        keeps = self.kept.last + max(croppable, SPARE_TOKENS)
+        if length - held_from > keeps + SPARE_TOKENS:
+            row.dropping = length - keeps - held_from
+
+    def slot(self, batch: int, index: int) -> int:
+        """Return where a token lies that a row holds."""
+        row = self.rows[batch]
+        if not row.dropped or (self.kept is not None and index < self.kept.first):
+            return index
+        return index - row.dropped
+
+    def append(self, layer: int, rows: slice, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values of new tokens of neighbouring rows that hold the same tokens.
+
+        Args:
+            layer: Layer index.
+            rows: The rows.
+            key: (rows, num_kv_heads, len, head_dim), rotated.
+            value: (rows, num_kv_heads, len, head_dim).
+
+        Returns:
+            Keys and values of all tokens that were held before and of the new ones, by slot.
+        """
+        row = self.rows[rows.start]
+        start = self.slot(rows.start, row.length)
+        if not row.dropping:
+            self.write(layer, rows, start, key, value)
+            return self.seen(layer, rows, start + key.shape[2])
+        assert self.kept is not None
+        if start:
+            held = self.keys[layer][rows, :, :start], self.values[layer][rows, :, :start]
+            key, value = (torch.cat(both, dim=2) for both in zip(held, (key, value), strict=True))
+        first, last = self.kept.first, key.shape[2] - self.kept.first - row.dropping
+        self._reserve(layer, first + last, key)
+        for buffer, states in ((self.keys[layer], key), (self.values[layer], value)):
+            buffer[rows, :, :first] = states[:, :, :first]
+            buffer[rows, :, first : first + last] = states[:, :, first + row.dropping :]
+        return key, value
 
     def write(self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor) -> None:
         """Store keys and values of consecutive tokens of neighbouring rows.
@@ -113,9 +185,26 @@ class WovenCache:
             value: (rows, num_kv_heads, len, head_dim).
         """
         end = start + key.shape[2]
-        self._reserve(layer, max(end, *(row.prompt_len for row in self.rows[rows])), key)
+        expected = () if self.kept else (row.prompt_len for row in self.rows[rows])
+        self._reserve(layer, max([end, *expected]), key)
         self.keys[layer][rows, :, start:end] = key
         self.values[layer][rows, :, start:end] = value
+
+    def write_chunks(self, layer: int, batch: int, start: int, key: Tensor, value: Tensor) -> None:
+        """Store keys and values of consecutive chunks of a row.
+
+        Args:
+            layer: Layer index.
+            batch: Row.
+            start: Slot of the first token.
+            key: (chunks, num_kv_heads, width, head_dim), rotated, in any dtype.
+            value: Like key, in the cache's dtype.
+        """
+        chunks, _, width, _ = key.shape
+        end = start + chunks * width
+        self._reserve(layer, max(end, self.rows[batch].prompt_len), value)
+        for buffer, states in ((self.keys[layer], key), (self.values[layer], value)):
+            buffer[batch, :, start:end].unflatten(1, (chunks, width)).copy_(states.transpose(0, 1))
 
     def seen(self, layer: int, rows: slice, count: int) -> tuple[Tensor, Tensor]:
         """Return views of the first keys and values of neighbouring rows, (rows, num_kv_heads, count, head_dim)."""
@@ -179,7 +268,7 @@ class WovenCache:
             angles = group.encoding.shift(distance[None])
             for layer in members:
                 kept = self.keys[layer][batch : batch + 1, :, : len(distance)]
-                kept.copy_(rotate(kept.to(angles.cos.dtype), angles))
+                kept.copy_(rotate_unrounded(kept, angles))
 
     def evict(self, batch: int, dropped: range, layers: Layers) -> None:
         """Drop tokens of a row that are stored at linear positions; those after them close up, in slot and position.
@@ -194,8 +283,8 @@ class WovenCache:
         for layer, keys in self.keys.items():
             values, encoding = self.values[layer], layers.of(layer).encoding
             angles = encoding.shift(torch.full((1, kept), 0 if encoding.follows_length else -len(dropped)))
-            moved = keys[batch : batch + 1, :, dropped.stop : row.length].to(angles.cos.dtype)
-            keys[batch : batch + 1, :, dropped.start : dropped.start + kept] = rotate(moved, angles).to(keys.dtype)
+            moved = rotate_unrounded(keys[batch : batch + 1, :, dropped.stop : row.length], angles)
+            keys[batch : batch + 1, :, dropped.start : dropped.start + kept] = moved
             values[batch, :, dropped.start : dropped.start + kept] = values[batch, :, dropped.stop : row.length].clone()
         row.length -= len(dropped)
 
@@ -232,6 +321,13 @@ class WovenCache:
             UsageError: Keys were moved or dropped for tokens that came later, which cannot be taken back.
         """
         count = abs(tokens_to_remove)
+        for row in self.rows:
+            # What the tokens after those that remain would see.
+            if self.kept is not None and row.dropped > max(0, row.length - count - self.kept.last - self.kept.first):
+                most = row.length - self.kept.first - row.dropped - self.kept.last
+                raise UsageError(
+                    f"this cache can be cropped by {most} tokens, found {count}: earlier ones are not kept"
+                )
         if any(row.weave is not None or row.length != self.columns for row in self.rows):
             raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
         for row in self.rows:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mesa_lm.attention.band_pass import BandPass
 from mesa_lm.attention.chunk_store import ChunkStates
-from mesa_lm.attention.encoding import Angles, Encoding, rotate
+from mesa_lm.attention.encoding import Angles, Encoding, rotate, rotate_unrounded
 from mesa_lm.attention.kernels import Scoring, attend, merge
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
 from mesa_lm.attention.model_pass import ModelPass, NewTokens
@@ -103,12 +103,10 @@ class ChunkPass:
         """Write keys, at the pass's `positions`, and values to the cache; shapes as in `attend`."""
         count = self._block.chunks
         if self._stored_angles is not None:
-            key = rotate(key, self._stored_angles)
+            key = rotate_unrounded(key, self._stored_angles)
         for i, row in enumerate(self._rows):
             chunks = slice(i * count, (i + 1) * count)
-            # (count, num_kv_heads, width, head_dim) -> (1, num_kv_heads, count * width, head_dim)
-            row_key, row_value = (states[chunks].transpose(0, 1).flatten(1, 2)[None] for states in (key, value))
-            self._cache.write(layer, slice(row, row + 1), self._block.start, row_key, row_value)
+            self._cache.write_chunks(layer, row, self._block.start, key[chunks], value[chunks])
 
 
 class WindowedChunkPass:

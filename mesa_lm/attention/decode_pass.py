@@ -30,6 +30,7 @@ class _SeenKeys:
     Attributes:
         start: First key.
         end: One past the last.
+        slots: Where they lie in the cache.
         places: Which of the run's query positions score them.
         visible: (places, keys) which keys each of them scores; None: all.
         distance: (keys,) how far the keys are moved; None: they are not.
@@ -40,6 +41,7 @@ class _SeenKeys:
 
     start: int
     end: int
+    slots: slice
     places: slice
     visible: Tensor | None = None
     distance: Tensor | None = None
@@ -105,7 +107,7 @@ class _TokenRun:
         self._places: list[Tensor] = []  # positions of the query, each (1,) or (1, pairs)
         if bands is None:
             weave = tokens.cache.rows[first].weave
-            self._bands = [_SeenKeys(0, self._past + 1, slice(0, 1))]
+            self._bands = [_SeenKeys(0, self._past + 1, slice(0, self._past + 1), slice(0, 1))]
             self._places = [index]
             self._stored = index * (not self._follows_length)
             if self._follows_length:
@@ -146,13 +148,15 @@ class _TokenRun:
         few = range(int(low), int(high) + 1) if is_even and not distance.is_floating_point() else ()
         values = [value for value in few if len(few) == 1 or bool((distance == value).any())]
         first = len(self._places)
+        slot = self._cache.slot(self._rows.start, start)
+        slots = slice(slot, slot + end - start)
         if values or low == high == 0:
             # Scores depend on distances alone: moving the query back does what moving all of the keys forth does.
             self._places += [place - value for value in values or [0]]
             visible = distance == torch.tensor(values)[:, None] if len(values) > 1 else None
-            return _SeenKeys(start, end, slice(first, len(self._places)), visible)
+            return _SeenKeys(start, end, slots, slice(first, len(self._places)), visible)
         self._places.append(place)
-        seen = _SeenKeys(start, end, slice(first, first + 1), None, distance)
+        seen = _SeenKeys(start, end, slots, slice(first, first + 1), None, distance)
         is_true = bool((band.key_position(index[-1:]) == self._past).all())
         seen.is_recent = start > 0 and end == self._past + 1 and is_true and not self._follows_length
         return seen
@@ -164,27 +168,23 @@ class _TokenRun:
         for row in rows:
             row.recent_len = self._past + 1 if self._recent_len else -1
         moved = [seen for seen in self._bands if seen.distance is not None and (self._rebuilds or not seen.is_recent)]
-        past = torch.full_like(self._stored, self._past)
-        numbers = [torch.cat([*self._places, self._stored, past]).float()]
-        numbers += [seen.distance.float() for seen in moved if seen.distance is not None]
         others = [seen for seen in self._bands if seen.other_distance is not None]
+        masked = [seen for seen in self._bands if seen.visible is not None]
+        # Where the token is stored, and, for the buffer of recent keys, its index.
+        own = [self._stored, torch.full_like(self._stored, self._past)] if self._recent_len else [self._stored]
+        numbers = [torch.cat([*self._places, *own]).float()]
+        numbers += [seen.distance.float() for seen in moved if seen.distance is not None]
         numbers += [seen.other_distance.float() for seen in others if seen.other_distance is not None]
+        numbers += [additive_mask(seen.visible, numbers[0]).flatten() for seen in masked if seen.visible is not None]
         on_device = torch.cat(numbers).to(self._device)
-        count = len(self._places)
-        angles = self._encoding.angles(on_device[None, : count + 2])
-        self._query_angles = Angles(angles.cos[:, :count], angles.sin[:, :count])
-        self._key_angles = Angles(angles.cos[:, count : count + 1], angles.sin[:, count : count + 1])
-        # Stored and at its index, for the buffer of recent keys.
-        self._both_angles = Angles(angles.cos[:, count:], angles.sin[:, count:])
-        place = count + 2
-        shifts = []
-        for distance in numbers[1:]:
-            shifts.append(self._encoding.shift(on_device[None, place : place + len(distance)]))
-            place += len(distance)
-        for seen, shift in zip(moved, shifts, strict=False):
-            seen.shift = shift
-        for seen, shift in zip(others, shifts[len(moved) :], strict=True):
-            seen.other_shift = shift
+        positions, *rest = on_device.split([len(part) for part in numbers])
+        self._angles = self._encoding.angles(positions[None])
+        for seen, distance in zip(moved, rest[: len(moved)], strict=True):
+            seen.shift = self._encoding.shift(distance[None])
+        for seen, distance in zip(others, rest[len(moved) : len(moved) + len(others)], strict=True):
+            seen.other_shift = self._encoding.shift(distance[None])
+        for seen, mask in zip(masked, rest[len(moved) + len(others) :], strict=True):
+            seen.mask = mask.view(-1, seen.end - seen.start).to(self._encoding.dtype)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `DecodePass.attend`, for these rows."""
@@ -196,32 +196,32 @@ class _TokenRun:
             else:
                 scoring = replace(scoring, scale=scoring.scale * self._query_scale)
         if self.takes_raw:
-            query = rotate(query, self._query_angles)  # (rows, num_heads, places, head_dim)
-            key = rotate(key, self._both_angles if self._recent_len else self._key_angles)
-        self._cache.write(layer, self._rows, self._past, key[:, :, :1], value)
+            # All heads at all positions: some in vain, but in half as many kernels.
+            rotated = rotate(torch.cat([query, key], dim=1), self._angles)
+            places, num_heads = len(self._places), query.shape[1]
+            query = rotated[:, :num_heads, :places]  # (rows, num_heads, places, head_dim)
+            key = rotated[:, num_heads:, places:]  # as it is stored, and at its index
+        keys, values = self._cache.append(layer, self._rows, key[:, :, :1], value)
         if self._recent_len:
             self._write_recent(layer, key[:, :, 1:], value)
-        keys, values = self._cache.seen(layer, self._rows, self._past + 1)
         partials: list[Partial] = []
         for seen in self._bands:
             own = query[:, :, seen.places]
             if seen.is_recent:
                 partials.append(attend(own, *self._cache.recent(layer, self._rows), scoring, causal=False))
                 continue
-            band_keys, band_values = keys[:, :, seen.start : seen.end], values[:, :, seen.start : seen.end]
+            band_keys, band_values = keys[:, :, seen.slots], values[:, :, seen.slots]
             if seen.shift is not None:
                 band_keys = rotate(band_keys, seen.shift)
             if seen.other_shift is not None:
                 partials.append(self._attend_selected(layer, seen, query, band_keys, keys, band_values, scoring))
                 continue
-            if seen.visible is None:
+            if seen.mask is None:
                 partials.append(attend(own, band_keys, band_values, scoring, causal=False))
                 continue
-            if seen.mask is None:
-                seen.mask = additive_mask(seen.visible, own)
-            several = attend_masked(own, band_keys, band_values, scoring, seen.mask)
+            several = attend_masked(own, band_keys, band_values, scoring, seen.mask.to(own.dtype))
             partials += [
-                Partial(several.output[:, :, i : i + 1], several.lse[:, :, i : i + 1]) for i in range(len(seen.visible))
+                Partial(several.output[:, :, i : i + 1], several.lse[:, :, i : i + 1]) for i in range(len(seen.mask))
             ]
         return merge(partials)
 
@@ -233,7 +233,7 @@ class _TokenRun:
         head_dim, selection = query.shape[-1], self._selected_by_heads(layer)
         chosen = chosen_components(selection, self._encoding.pairs, head_dim, query.device, query.dtype)
         other_query = query[:, :, seen.other_place : seen.other_place + 1]
-        other_key = rotate(keys[:, :, seen.start : seen.end], seen.other_shift)
+        other_key = rotate(keys[:, :, seen.slots], seen.other_shift)
         key, value = doubled_keys(key, other_key, value)
         own = doubled_query(query[:, :, seen.places], other_query, chosen)
         output, lse = attend(own, key, value, scoring, causal=False)

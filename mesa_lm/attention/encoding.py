@@ -32,6 +32,11 @@ def rotate(states: Tensor, angles: Angles) -> Tensor:
     Source:
         RoFormer, arXiv 2104.09864, equation 34, in the half-split layout of GPT-NeoX and Llama.
     """
+    return rotate_unrounded(states, angles).to(states.dtype)
+
+
+def rotate_unrounded(states: Tensor, angles: Angles) -> Tensor:
+    """Do what `rotate` does, but leave the result in the wider dtype of states and angles; who stores it rounds it."""
     cos, sin = angles.cos.to(states.device).unsqueeze(1), angles.sin.to(states.device).unsqueeze(1)
     rotary_dim = cos.shape[-1]
     half = rotary_dim // 2
@@ -43,7 +48,7 @@ def rotate(states: Tensor, angles: Angles) -> Tensor:
     torch.mul(second, cos[..., half:], out=rotated[..., half:rotary_dim]).addcmul_(first, sin[..., half:])
     if rotary_dim < states.shape[-1]:
         rotated[..., rotary_dim:] = states[..., rotary_dim:]
-    return rotated.to(states.dtype)
+    return rotated
 
 
 def multiply(states: Tensor, factor: Tensor | float, spared: int) -> Tensor:

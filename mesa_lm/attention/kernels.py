@@ -106,14 +106,13 @@ def merge(partials: Sequence[Partial]) -> Tensor:
     Source:
         FlashAttention, arXiv 2205.14135, section 3.1: softmax over a concatenation.
     """
-    output, lse = partials[0]
-    dtype = output.dtype
-    for number, other in enumerate(partials[1:], 2):
-        weight = torch.sigmoid(other.lse - lse).unsqueeze(-1)
-        output = torch.lerp(output.to(weight.dtype), other.output.to(weight.dtype), weight)
-        if number < len(partials):
-            lse = torch.logaddexp(lse, other.lse)
-    return output.to(dtype)
+    if len(partials) == 1:
+        return partials[0].output
+    weights = torch.stack([partial.lse for partial in partials]).softmax(0).unsqueeze(-1)
+    total = partials[0].output * weights[0]  # the output first: it is laid out in memory like that
+    for weight, partial in zip(weights[1:], partials[1:], strict=True):
+        total.addcmul_(weight, partial.output)
+    return total.to(partials[0].output.dtype)
 
 
 def attend_in_blocks(

@@ -51,7 +51,11 @@ class NewTokens:
             For each run its rows, counted within the pass.
         """
         kinds = kinds or [None] * len(self.rows)
-        marks = [(self.cache.rows[row].length, kinds[i], row - i) for i, row in enumerate(self.rows)]
+        states = [self.cache.rows[row] for row in self.rows]
+        marks = [
+            (state.length, state.dropped, kinds[i], row - i)
+            for i, (row, state) in enumerate(zip(self.rows, states, strict=True))
+        ]
         counts = [len(list(run)) for _, run in groupby(marks)]
         return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
@@ -60,6 +64,7 @@ class NewTokens:
         for row in self.rows:
             state = self.cache.rows[row]
             state.length += self.count
+            state.dropped, state.dropping = state.dropped + state.dropping, 0
             if state.recent_len != state.length:
                 state.recent_len = -1
 

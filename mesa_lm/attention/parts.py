@@ -2,8 +2,8 @@
 
 A band says for every query where its keys start and end. Where both bounds keep still or move by one key per query, the
 keys are rectangles and triangles, and a triangle is causal attention, as it is or with queries and keys in reversed
-order. Parts of one shape at equal distances from each other are rows of one batch. So the number of parts does not grow
-with the number of queries.
+order. Where an end moves by several keys per query, every several-th key makes a triangle. Parts of one shape at equal
+distances from each other are rows of one batch. So the number of parts does not grow with the number of queries.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # On the CPU a window is cheaper with a mask, in blocks of so many queries: few mask less in vain, more fill the
-# kernel's own blocks better. Steeper slanted ends have masks everywhere, in blocks of fewer queries.
+# kernel's own blocks better. Where ends are steeper, rectangles leave blocks of fewer queries to masks.
 _WINDOW_BLOCK, _STEEP_BLOCK = 128, 16
 
 
@@ -31,8 +31,9 @@ class Part(NamedTuple):
         width: For shape "slanted".
         lead: Likewise.
         problems: Their number.
-        query_step: Queries from one problem to the next.
+        query_step: Queries from one problem to the next; 0: all have the same ones.
         key_step: Keys from one problem to the next.
+        key_stride: Keys of the band from one key of a problem to its next.
     """
 
     shape: Literal["full", "causal", "reversed", "slanted"]
@@ -45,6 +46,7 @@ class Part(NamedTuple):
     problems: int = 1
     query_step: int = 0
     key_step: int = 0
+    key_stride: int = 1
 
     def visible(self) -> Tensor:
         """Return (q_len, kv_len) bool: what a slanted part's queries see."""
@@ -52,16 +54,16 @@ class Part(NamedTuple):
         return (key >= self.lead[0] * query) & (key < self.width + self.lead[1] * query)
 
 
-def parts_of(start: Tensor, end: Tensor, slanted_windows: bool) -> list[Part]:
+def parts_of(start: Tensor, end: Tensor, for_cpu: bool) -> list[Part]:
     """Cut a band into parts; each pair of a query and a key that it sees is in one of them.
 
     Args:
         start: (q_len,) first key of each query; does not decrease.
         end: (q_len,) one past its last key; does not decrease.
-        slanted_windows: Whether masks are cheaper than triangles for a window that moves with the queries.
+        for_cpu: Whether arithmetic and memory decide the time, as on a CPU, or the number of kernels.
     """
     runs = _runs(start, torch.maximum(start, end))
-    return _batched([part for run in runs for part in _parts_of_run(*run, slanted_windows)])
+    return _batched([part for run in runs for part in _parts_of_run(*run, for_cpu)])
 
 
 def _runs(start: Tensor, end: Tensor) -> Iterator[tuple[int, int, int, int, tuple[int, int]]]:
@@ -88,9 +90,7 @@ def _runs(start: Tensor, end: Tensor) -> Iterator[tuple[int, int, int, int, tupl
         yield following, count - following, int(start[following]), int(end[following]), (0, 0)
 
 
-def _parts_of_run(
-    query: int, count: int, start: int, end: int, lead: tuple[int, int], slanted_windows: bool
-) -> Iterator[Part]:
+def _parts_of_run(query: int, count: int, start: int, end: int, lead: tuple[int, int], for_cpu: bool) -> Iterator[Part]:
     """Yield the parts of queries whose bounds move evenly; arguments as `_runs` yields them."""
     width = end - start
     if count == 1 or lead == (0, 0):
@@ -110,9 +110,11 @@ def _parts_of_run(
             yield Part("full", query, start + seeing, seeing, width - seeing)
     elif lead == (1, 1):
         if width > 0:
-            yield from (_slanted_window if slanted_windows else _triangles)(query, count, start, width)
+            yield from (_slanted_window if for_cpu else _triangles)(query, count, start, width)
     else:
-        yield from _stairs(query, count, start, end, lead[1])
+        if width > 0:
+            yield Part("full", query, start, count, width)
+        yield from (_rectangles if for_cpu else _classes)(query, count, end, lead[1])
 
 
 def _slanted_window(query: int, count: int, start: int, width: int) -> Iterator[Part]:
@@ -135,14 +137,21 @@ def _triangles(query: int, count: int, start: int, width: int) -> Iterator[Part]
             yield Part("full", query + first, start + first + seeing, seeing, width - 1 - seeing)
 
 
-def _stairs(query: int, count: int, start: int, end: int, lead: int) -> Iterator[Part]:
-    """Yield the parts of queries each of which sees `lead` keys more than the one before.
+def _classes(query: int, count: int, end: int, lead: int) -> Iterator[Part]:
+    """Yield the part of keys of which each query sees `lead` more than the one before, by their residues.
+
+    Every lead-th key is one more for each query: causal attention. All residues are problems of one kernel call.
+    """
+    first, q_len = query + 1, count - 1  # the first query sees none of these keys
+    yield Part("causal", first, end, q_len, q_len, problems=lead, key_step=1, key_stride=lead)
+
+
+def _rectangles(query: int, count: int, end: int, lead: int) -> Iterator[Part]:
+    """Yield the parts of keys of which each query sees `lead` more than the one before.
 
     Blocks of queries see what the block before them sees in rectangles, which double in size: so their number grows
     with the logarithm of the queries.
     """
-    if end > start:
-        yield Part("full", query, start, count, end - start)
     block = _STEEP_BLOCK
     while block < count:
         for first in range(block, count, 2 * block):
@@ -162,6 +171,9 @@ def _batched(parts: list[Part]) -> list[Part]:
         alike[part._replace(query=0, key=0)].append(part)
     joined: list[Part] = []
     for members in alike.values():
+        if members[0].problems > 1:
+            joined += members
+            continue
         current = members[0]
         for part in members[1:]:
             last = current.problems - 1

@@ -23,7 +23,7 @@ from mesa_lm.attention.model_pass import GroupPass, ModelPass, NewTokens
 from mesa_lm.attention.window import LayerWindow
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.geometry import Block, Extent, Layout
+from mesa_lm.methods.geometry import Block, Extent, Kept, Layout
 from mesa_lm.methods.weaves import Placement
 
 # Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
@@ -126,10 +126,15 @@ class PassPlan:
                 weave = self._method.next_weave(state.length + count, count, state.prompt_len, state.weave)
                 if weave is not None:
                     self.cache.reweave(row, weave, self._layers)
-            yield self._appending(rows, part, totals)
+            yield self._appending(rows, part, totals, croppable=columns.shape[1])
 
-    def _appending(self, rows: list[int], columns: Tensor, totals: list[int]) -> PlannedPass:
-        """Return the pass that appends tokens to rows of inputs of `totals` tokens."""
+    def _appending(self, rows: list[int], columns: Tensor, totals: list[int], croppable: int = 0) -> PlannedPass:
+        """Return the pass that appends tokens to rows of inputs of `totals` tokens.
+
+        What is appended to a cache, `croppable` tokens in this call, may be taken back from it until the next call.
+        """
+        for row in rows:
+            self.cache.plan_dropping(row, columns.shape[1], croppable)
         tokens = NewTokens(self.cache, rows, columns.shape[1], totals)
 
         def pass_of(group: LayerGroup) -> GroupPass:
@@ -184,8 +189,9 @@ class PassPlan:
 
 def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
     """Return the cache that a call goes on with: the one it brings, made ours if the untouched model filled it."""
+    kept = _kept(method, layers)
     if call.past == 0:
-        return WovenCache(call.batch)
+        return WovenCache(call.batch, kept)
     held = woven_layer(call.cache)
     if held is not None:
         if len(held.woven.rows) != call.batch:
@@ -199,7 +205,7 @@ def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
             f"the cache holds {longest} tokens that were not run under method {method.name!r}, which does not leave "
             "so many alone; begin with a new cache"
         )
-    cache = WovenCache.from_rotated(call.cache, cached, call.cached_starts(), layers)
+    cache = WovenCache.from_rotated(call.cache, cached, call.cached_starts(), layers, kept)
     if method.has_bands:
         for batch, row in enumerate(cache.rows):
             index, extent = torch.arange(row.length), Extent(row.prompt_len, row.length)
@@ -210,3 +216,12 @@ def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
 
             cache.move(batch, distance_of, layers)
     return cache
+
+
+def _kept(method: Method, layers: Layers) -> Kept | None:
+    """Return which tokens later ones may see in some layer; None: all."""
+    kept = method.kept
+    if kept is None:
+        return None
+    windows = [group.window - 1 for group in layers.groups if group.window is not None]
+    return Kept(kept.first, max(kept.last, *windows, 0))

@@ -109,12 +109,15 @@ class Rotary(Encoding):
 
     def _with(self, config: Any, total: int) -> "Rotary":
         """Return the frequencies of another config, fixed to those of an input of `total` tokens."""
-        module: Any = type(self.module)(config)
         rope_type = rope_parameters(config, self.layer_type).get("rope_type", "default")
-        if rope_type in ("dynamic", "longrope"):
-            by_type = {} if self.layer_type is None else {"layer_type": self.layer_type}
+        by_type = {} if self.layer_type is None else {"layer_type": self.layer_type}
+        is_fixed = rope_type in ("dynamic", "longrope")
+        with torch.device(self.device):  # nothing is computed elsewhere and copied there
+            module: Any = type(self.module)(config)
+            if is_fixed:
+                frequencies, factor = ROPE_INIT_FUNCTIONS[rope_type](config, self.device, seq_len=total, **by_type)
+        if is_fixed:
             prefix = "" if self.layer_type is None else f"{self.layer_type}_"
-            frequencies, factor = ROPE_INIT_FUNCTIONS[rope_type](config, None, seq_len=total, **by_type)
             setattr(module, f"{prefix}inv_freq", frequencies)
             setattr(module, f"{prefix}attention_scaling", factor)
             # Else its forward would replace them by what the largest position asks for.

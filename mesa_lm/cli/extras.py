@@ -37,7 +37,8 @@ def print_example(name: str | None) -> None:
     if name is None:
         return
     with pipelines_needed():
-        examples = {path.stem: path for path in PIPELINES.glob("*.yaml")}
+        files = [*PIPELINES.glob("*.yaml"), *PIPELINES.glob("paper/*.yaml")]
+        examples = {path.stem: path for path in files}
     if name not in examples:
         raise UsageError(unknown_name("example", name, examples))
     print(examples[name].read_text(encoding="utf-8"), end="")

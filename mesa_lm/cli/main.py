@@ -15,6 +15,7 @@ from mesa_lm.cli.compare import compare
 from mesa_lm.cli.leaderboard import leaderboard
 from mesa_lm.cli.methods import methods
 from mesa_lm.cli.nightly import nightly
+from mesa_lm.cli.paper import paper
 from mesa_lm.cli.plot import plot
 from mesa_lm.cli.probe import probe
 from mesa_lm.cli.status import status
@@ -117,5 +118,5 @@ def _options(
     """Hold the options of the command itself."""
 
 
-for command in (plot, compare, leaderboard, probe, bench, methods, theory, sweep, nightly, status, track):
+for command in (plot, compare, leaderboard, paper, probe, bench, methods, theory, sweep, nightly, status, track):
     app.command()(command)

@@ -4,42 +4,25 @@ import contextlib
 import glob
 import io
 import logging
-import math
 from argparse import Namespace
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import lm_eval.models  # noqa: F401  # fills the registry
 from lm_eval.api.registry import model_registry
 from lm_eval.config.evaluate_config import DICT_KEYS, EvaluatorConfig
-from transformers import GenerationConfig
 
 from mesa_lm.errors import UsageError, unknown_name
 from mesa_lm.harness.evaluation_checks import check_limit
+from mesa_lm.harness.generation_settings import check_generation
 from mesa_lm.harness.model_args import check_device
 from mesa_lm.harness.plugin import MODEL_NAME
 from mesa_lm.harness.task_manager import TaskManager
-from mesa_lm.harness.task_options import COUNT, OptionRule
 from mesa_lm.lengths import split_length_name
 
 LOG_LEVELS = tuple(logging.getLevelNamesMapping())
-# What settings of generation may be, beside what transformers checks before it generates.
-GENERATION_RULES = {
-    "max_gen_toks": COUNT,
-    "until": OptionRule(lambda value: isinstance(value, str | list), "a string or a list of strings"),
-    "do_sample": OptionRule(lambda value: isinstance(value, bool), "true or false"),
-    "temperature": OptionRule(lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
-    "top_p": OptionRule(lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, at most 1"),
-    "top_k": OptionRule(lambda value: type(value) is int and value >= 0, "a whole number of at least 0"),
-    "repetition_penalty": OptionRule(lambda value: _is_number(value) and value > 0, "a number above 0"),
-}
-LM_EVAL_GENERATION = ("until", "max_gen_toks")  # which transformers knows nothing of
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def checked_config(args: Namespace) -> Any:
@@ -74,7 +57,7 @@ def checked_config(args: Namespace) -> Any:
         device = getattr(args, "device", None) or from_file.get("device")
         if device is not None:
             check_device(device)
-        _check_generation(config.gen_kwargs)
+        check_generation(config.gen_kwargs)
     _check_tasks(config)
     return config
 
@@ -94,24 +77,6 @@ def _file_of(args: Namespace) -> dict[str, Any]:
         if name in DICT_KEYS and not isinstance(value, dict | str | None):
             raise UsageError(f"{args.config}: {name} must hold names and values; found {value!r}")
     return found
-
-
-def _check_generation(given: dict[str, Any]) -> None:
-    """Check generation settings by transformers' own configuration of them."""
-    known = [*vars(GenerationConfig()), *LM_EVAL_GENERATION]
-    for name in given:
-        if name not in known or name.startswith("_"):
-            raise UsageError(unknown_name("name in gen_kwargs", str(name), (n for n in known if n[0] != "_")))
-        rule = GENERATION_RULES.get(name)
-        if rule is not None and not rule.fits(given[name]):
-            raise UsageError(f"gen_kwargs: {name} must be {rule.allowed}; found {given[name]!r}")
-    if given.get("do_sample") and not given.get("temperature", 1):
-        raise UsageError("gen_kwargs: temperature must be above 0 where do_sample is true; found 0")
-    try:
-        GenerationConfig(**{name: value for name, value in given.items() if name not in LM_EVAL_GENERATION}).validate()
-    except Exception as error:  # it compares what it is given, of whatever type
-        reason = " ".join(str(error).split())
-        raise UsageError(f"gen_kwargs {given} are refused by transformers: {reason}") from None
 
 
 def _check_tasks(config: Any) -> None:

@@ -29,7 +29,7 @@ from mesa_lm.harness.left_out_logs import left_out
 from mesa_lm.harness.model_args import named
 from mesa_lm.harness.plugin import MODEL_NAME
 from mesa_lm.harness.task_manager import is_own_task
-from mesa_lm.harness.tokenizing import encoding_of, evaluated_model, note_evaluated
+from mesa_lm.harness.tokenizing import encoding_of, evaluated_model, note_evaluated, rendering
 
 
 def extend_evaluator(evaluator: ModuleType) -> None:
@@ -88,18 +88,13 @@ class Evaluation:
 
     def note_encoding(self) -> None:
         """Let tasks count as the model will be sent their prompts."""
-        messages: list[dict[str, str]] = []
-        system = self.arguments.get("system_instruction")
-        if system:
-            messages = [{"role": "system", "content": system}]
-
-        def rendered(prompt: str) -> str:
-            if not self.arguments.get("apply_chat_template"):
-                return (system or "") + prompt
-            rendered: str = self.lm.apply_chat_template([*messages, {"role": "user", "content": prompt}])  # type: ignore[union-attr]
-            return rendered
-
+        chat = self._rendered_chat if self.arguments.get("apply_chat_template") else None
+        rendered = rendering(self.arguments.get("system_instruction"), chat)
         note_evaluated(lambda: encoding_of(self.lm, rendered))
+
+    def _rendered_chat(self, messages: list[dict[str, str]]) -> str:
+        rendered: str = self.lm.apply_chat_template(messages)  # type: ignore[union-attr]
+        return rendered
 
     def end(self) -> None:
         """Detach the method from a model of the user's; one of `mesa-hf` that the user made stays as it is."""

@@ -146,6 +146,23 @@ def _load_tokenizer(name: str, **settings: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def rendering(system: str | None, chat: Callable[[list[dict[str, str]]], str] | None) -> Callable[[str], str]:
+    """Return what lm-eval makes of a prompt before it is encoded.
+
+    Args:
+        system: The system instruction; None for none.
+        chat: Renders a chat by the model's template; None: the prompt is no chat.
+    """
+
+    def rendered(prompt: str) -> str:
+        if chat is None:
+            return (system or "") + prompt
+        messages = [{"role": "system", "content": system}] if system else []
+        return chat([*messages, {"role": "user", "content": prompt}])
+
+    return rendered
+
+
 @cache
 def token_counter(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | None) -> Callable[[str], int]:
     """Return a function that counts a text's tokens as lm-eval's Hugging Face models encode it.

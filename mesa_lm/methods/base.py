@@ -15,7 +15,7 @@ from mesa_lm.methods.train_length import train_length_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mesa_lm.methods.geometry import Band, Extent, Layout
+    from mesa_lm.methods.geometry import Band, Extent, Kept, Layout
     from mesa_lm.methods.weaves import Placement, Weave
 
 logger = logging.getLogger(__name__)
@@ -142,6 +142,11 @@ class Method:
             new: Number of new tokens.
         """
         return range(0)
+
+    @property
+    def kept(self) -> Kept | None:
+        """Which cached tokens the bands of later tokens hold, so that all others may be dropped; None: all."""
+        return None
 
     @property
     def rounds_merge(self) -> bool:

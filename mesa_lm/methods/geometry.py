@@ -95,6 +95,18 @@ class Extent(NamedTuple):
     pairs: int = 0
 
 
+class Kept(NamedTuple):
+    """Cached tokens of an input that any later token may see.
+
+    Attributes:
+        first: How many first ones.
+        last: How many last ones, the later token itself not included.
+    """
+
+    first: int
+    last: int
+
+
 class Band(NamedTuple):
     """Keys start <= j < end of some queries, scored at one pair of positions.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from mesa_lm.methods.base import Method, Reach
-from mesa_lm.methods.geometry import Band, Extent
+from mesa_lm.methods.geometry import Band, Extent, Kept
 from mesa_lm.methods.parameters import parameter
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class LMInfinite(Method):
     def depends_on_length(self) -> bool:
         """Whether the first keys' distance exceeds the window, so that it follows the length of shorter inputs."""
         return self.distance_limit > self.n_local
+
+    @property
+    @override
+    def kept(self) -> Kept:
+        return Kept(self.n_global, self.n_local - 1)
 
     @override
     def reach(self) -> Reach:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from mesa_lm.errors import MethodError
 from mesa_lm.methods.base import Method, Reach
-from mesa_lm.methods.geometry import Band, Extent
+from mesa_lm.methods.geometry import Band, Extent, Kept
 from mesa_lm.methods.parameters import parameter
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ class StreamingLLM(Method):
     def has_bands(self) -> bool:
         """Whether every token evicts; within a turn, every token sees all that is cached."""
         return self.evict == "every_token"
+
+    @property
+    @override
+    def kept(self) -> Kept | None:
+        """Sinks and recent keys; what a turn drops is said by `evicted`."""
+        return Kept(self.start_size, self.recent_size) if self.evict == "every_token" else None
 
     @property
     @override

@@ -88,6 +88,7 @@ def _check_run(content: Mapping[str, Any]) -> None:
     described = _optional(config, "mesa_lm", dict, "mesa_lm", "an object") or {}
     for name in ("method", "pretrained", "commit"):
         _optional(described, name, str, f"mesa_lm.{name}", "a text")
+    _optional(described, "dirty", bool, "mesa_lm.dirty", "true or false")
     _optional(described, "parameters", dict, "mesa_lm.parameters", "an object")
     for name, least in (("train_length", 1), ("truncated_samples", 0)):
         count = described.get(name)

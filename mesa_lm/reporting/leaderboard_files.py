@@ -20,7 +20,8 @@ from mesa_lm.reporting.results import measurements
 
 CSV_COLUMNS = [
     *("model", "task", "metric", "rank", "method", "effective_length", "mean", "p_best", "nll", *RANKED_COSTS),
-    *("cost_length", "cost_out_of_memory", "change", "reasons", "length", "value", "low", "high", "samples", "status"),
+    *("cost_length", "cost_out_of_memory", "commit", "change", "reasons", "length", "value", "low", "high", "samples"),
+    "status",
 ]
 
 

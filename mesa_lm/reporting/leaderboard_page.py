@@ -81,7 +81,7 @@ def provenance(files: Iterable[ResultsFile]) -> list[str]:
     torch = (re.match(r"PyTorch version: (\S+)", str(file.content.get("pretty_env_info"))) for file in files)
     versions = {
         "mesa-lm": [file.mesa_lm.get("version") for file in files],
-        "commit": [file.content.get("git_hash") for file in files],
+        "commit": [file.commit for file in files],
         "lm-eval": [file.content.get("lm_eval_version") for file in files],
         "transformers": [file.content.get("transformers_version") for file in files],
         "torch": [*(match and match[1] for match in torch), *(file.content.get("torch_version") for file in files)],

@@ -97,6 +97,11 @@ class Board(NamedTuple):
                 lambda entry: Cell() if entry.loss is None else Cell(f"{entry.loss:.3f}", entry.loss),
             ),
             *(_cost_column(name, entries) for name in RANKED_COSTS),
+            column(
+                "commit",
+                "Of mesa-lm, which measured it; edited: with changes that no commit holds.",
+                lambda entry: Cell(", ".join(entry.commits), ", ".join(entry.commits)),
+            ),
         ]
         if any(change.before for change in self.changes):
             about = "Since the run compared with, over the lengths that both have; means tested with Holm's correction."

@@ -20,6 +20,7 @@ from mesa_lm.reporting.statistics import Interval, is_share, share_interval, stu
 
 logger = logging.getLogger(__name__)
 
+SHORT_COMMIT = 12  # characters of a commit that are shown
 DEMO_NAME = "demo"
 DEPTH = r"(.+)_depth_([0-9.]+)"  # a metric of the samples at one depth, percent
 # The arguments that name a model in lm-eval's backends; an adapter names it better than its base.
@@ -99,6 +100,15 @@ class ResultsFile:
     def mesa_lm(self) -> Mapping[str, Any]:
         """What mesa-hf said about itself; empty for other models."""
         return self.config.get("mesa_lm") or {}
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that answered, marked "edited" where files had been changed since; None where unknown."""
+        own = self.mesa_lm.get("commit")
+        if own is None:
+            named: str | None = self.content.get("git_hash")  # lm-eval's, of the folder that it was run in
+            return None if self.mesa_lm else named
+        return str(own)[:SHORT_COMMIT] + (" edited" if self.mesa_lm.get("dirty") else "")
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:

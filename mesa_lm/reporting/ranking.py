@@ -46,6 +46,7 @@ class Entry:
             after Holm's correction for the number of methods; None for the first, and where samples were not logged.
         scores: What the samples of each length contribute, by the name of the task, where that was logged.
         problems: What is wrong with damaged files of samples.
+        commits: Of mesa-lm, of all that was measured, see `ResultsFile.commit`.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Entry:
     p_best: float | None = None
     scores: Mapping[str, Scores]
     problems: tuple[str, ...]
+    commits: tuple[str, ...]
 
     def scores_at(self, lengths: Container[int]) -> dict[str, Scores | None]:
         """Return what samples contribute at some lengths, by the name of the task; None where it was not logged."""
@@ -111,6 +113,7 @@ class Entry:
             **{cost: self.costs.get(cost) for cost in RANKED_COSTS},
             "cost_length": self.cost_length,
             "out_of_memory": ", ".join(map(length_label, self.out_of_memory)),
+            "commit": ", ".join(self.commits),
         }
 
 
@@ -243,6 +246,7 @@ def _entry(
         cost_out_of_memory=min(overflowed, default=None),
         scores=scores,
         problems=problems,
+        commits=tuple(sorted({commit for path in set(points.source) if (commit := results.files[path].commit)})),
     )
 
 

@@ -34,30 +34,31 @@ def counted(parts, q_len, kv_len):
             shape = {"causal": shape.tril, "reversed": shape.triu, "slanted": part.visible}[part.shape]()
         for i in range(part.problems):
             query, key = part.query + i * part.query_step, part.key + i * part.key_step
-            seen[query : query + part.q_len, key : key + part.kv_len] += shape
+            span = part.kv_len * part.key_stride
+            seen[query : query + part.q_len, key : key + span : part.key_stride] += shape
     return seen
 
 
-@pytest.mark.parametrize("slanted_windows", [True, False])
+@pytest.mark.parametrize("for_cpu", [True, False])
 @given(runs=runs, first=st.integers(0, 9), width=st.integers(-9, 40))
-def test_parts_hold_each_key_of_each_query_once(slanted_windows, runs, first, width):
+def test_parts_hold_each_key_of_each_query_once(for_cpu, runs, first, width):
     start, end = bounds(runs, first, width)
     key = torch.arange(int(torch.maximum(start, end).max()) + 1)
     expected = (key >= start[:, None]) & (key < end[:, None])
-    parts = parts_of(start, end, slanted_windows)
+    parts = parts_of(start, end, for_cpu)
     assert torch.equal(counted(parts, len(start), len(key)), expected.long())
 
 
-@pytest.mark.parametrize("slanted_windows", [True, False])
+@pytest.mark.parametrize("for_cpu", [True, False])
 @given(runs=runs, first=st.integers(0, 9), width=st.integers(1, 40), batch=st.sampled_from((1, 2)))
-def test_adding_up_parts_is_attention_with_a_mask(slanted_windows, runs, first, width, batch):
+def test_adding_up_parts_is_attention_with_a_mask(for_cpu, runs, first, width, batch):
     start, end = bounds(runs, first, width)
     kv_len = int(torch.maximum(start, end).max()) + 1
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(batch, 4, len(start), 6, generator=generator)
     key, value = (torch.randn(batch, 2, kv_len, 6, generator=generator) for _ in range(2))
     total = Sum(query)
-    for part in parts_of(start, end, slanted_windows):
+    for part in parts_of(start, end, for_cpu):
         mask = additive_mask(part.visible(), query) if part.shape == "slanted" else None
         total.add(attend_part(part, query, key, value, Scoring(0.4), mask), part, slice(None))
     index = torch.arange(kv_len)
@@ -67,12 +68,12 @@ def test_adding_up_parts_is_attention_with_a_mask(slanted_windows, runs, first, 
     torch.testing.assert_close(total.output(), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("slanted_windows", [True, False])
+@pytest.mark.parametrize("for_cpu", [True, False])
 @pytest.mark.parametrize(
     ("name", "most"), [("rerope", 9), ("lm_infinite", 7), ("streaming_llm", 9), ("dual_chunk", 14), ("dynamic_ntk", 2)]
 )
-def test_parts_do_not_grow_in_number_with_the_queries(slanted_windows, name, most):
+def test_parts_do_not_grow_in_number_with_the_queries(for_cpu, name, most):
     options = {} if name == "streaming_llm" else {"train_length": 2048} if name != "lm_infinite" else {"n_local": 2048}
     method = make_method(name, **options).bind(type("Config", (), {"max_position_embeddings": 2048}))
     bands = method.bands(torch.arange(8192, 16384), Extent(16384, 16384))
-    assert sum(len(parts_of(band.start, band.end, slanted_windows)) for band in bands) <= most
+    assert sum(len(parts_of(band.start, band.end, for_cpu)) for band in bands) <= most

@@ -9,7 +9,7 @@ from mesa_lm.harness.task_manager import TaskManager
 
 pytest.importorskip("ray")
 from mesa_lm.pipelines.entry_tasks import EntryTaskManager, entry_task_manager, load_leaves
-from mesa_lm.pipelines.settings import Sweep
+from mesa_lm.pipelines.settings import Sweep, TaskEntry
 from mesa_lm.pipelines.shard_keys import documents_digest
 
 
@@ -48,7 +48,7 @@ def test_a_task_that_draws_its_documents_has_those_of_a_run_of_its_entry(tmp_pat
 
     def manager():
         random.random()  # whatever went before
-        return EntryTaskManager("drawn", 0, include_path=tmp_path, include_defaults=False)
+        return EntryTaskManager(TaskEntry(task="drawn"), 0, include_path=tmp_path, include_defaults=False)
 
     random.seed(0)  # as lm_eval does
     stock = TaskManager(include_path=tmp_path, include_defaults=False).load(["drawn"])["tasks"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import byte_model
 import pytest
 
 pytest.importorskip("filelock")
@@ -65,10 +66,14 @@ def merged(tmp_path_factory):
 
 
 def single(folder: Path, method: str, task: str, *options: str) -> Path:
-    """The results file of the `lm_eval` command."""
+    """The results file of a run of the demo model."""
     metadata = json.dumps({"num_samples": 3, "lengths": [140, 210]})
-    command = [sys.executable, "-m", "lm_eval", "--model", "mesa-hf", "--tasks", task]
-    command += ["--model_args", f"pretrained={MODEL_PATH},{method}"]
+    return run_lm_eval(folder, task, f"pretrained={MODEL_PATH},{method}", metadata, *options)
+
+
+def run_lm_eval(folder: Path, task: str, arguments: str, metadata: str, *options: str) -> Path:
+    """The results file of the `lm_eval` command."""
+    command = [sys.executable, "-m", "lm_eval", "--model", "mesa-hf", "--tasks", task, "--model_args", arguments]
     command += ["--metadata", metadata, "--output_path", str(folder), "--log_samples", *options]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | ONE_THREAD)
     (path,) = folder.rglob("results_*.json")
@@ -85,8 +90,11 @@ def single(folder: Path, method: str, task: str, *options: str) -> Path:
     ids=["origin", "rerope", "limited"],
 )
 def test_merged_shards_are_a_single_run(merged, tmp_path, method, task, arguments, name, options):
-    ours, theirs = merged[method, task], single(tmp_path, arguments, name, *options)
+    assert_same(merged[method, task], single(tmp_path, arguments, name, *options))
 
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    """Results files of two lengths are the same, field by field and sample by sample."""
     found, expected = (json.loads(path.read_text()) for path in (ours, theirs))
     assert set(found) - {"sweep"} == set(expected)
     for key in set(expected) - OWN:
@@ -183,3 +191,56 @@ def test_choices_of_a_task_of_the_users_own_are_a_single_run(tmp_path):
         assert found[key] == expected[key], key
     samples, others = (next(file.parent.glob("samples_*.jsonl")).read_text() for file in (ours, theirs))
     assert [json.loads(line) for line in samples.splitlines()] == [json.loads(line) for line in others.splitlines()]
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+GENERATION = {"max_gen_toks": 9, "until": ["7"], "repetition_penalty": 1.2}
+CHAT_SWEEP = """
+name: test
+out: OUT
+models: [{pretrained: MODEL}]
+methods: [mesa]
+tasks:
+  - task: passkey_long
+    metadata: {num_samples: 4}
+    gen_kwargs: GENERATION
+    apply_chat_template: true
+    system_instruction: Be brief.
+  - {task: passkey_long, metadata: {num_samples: 4}, system_instruction: Be brief.}
+lengths: [500, 600]
+shard_tokens: 1200
+workers: {count: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def chatted(tmp_path_factory):
+    """The results files of a sweep on Ray, by task entry, its model, and how many shards there were."""
+    ray = pytest.importorskip("ray")
+    from mesa_lm.pipelines.run import run_sweep
+
+    folder = tmp_path_factory.mktemp("chatted")
+    model = byte_model.save_model(folder / "bytes", chat_template=CHAT)
+    path = folder / "sweep.yaml"
+    places = {"OUT": str(folder / "out"), "MODEL": model, "GENERATION": json.dumps(GENERATION)}
+    path.write_text(re.sub("OUT|MODEL|GENERATION", lambda match: places[match[0]], CHAT_SWEEP))
+    assert not ray.is_initialized()
+    outcome = run_sweep(load_sweep(path))
+    assert not outcome.failed and len(outcome.results) == 2, outcome
+    return outcome.results, model, outcome.done
+
+
+@pytest.mark.parametrize(
+    ("entry", "options"),
+    [
+        (0, ("--apply_chat_template", "--system_instruction", "Be brief.", "--gen_kwargs", json.dumps(GENERATION))),
+        pytest.param(1, ("--system_instruction", "Be brief."), marks=pytest.mark.slow),
+    ],
+    ids=["chat", "system"],
+)
+def test_generation_and_chat_settings_are_those_of_a_single_run(chatted, tmp_path, entry, options):
+    results, model, shards = chatted
+    metadata = json.dumps({"num_samples": 4, "lengths": [500, 600]})
+    theirs = run_lm_eval(tmp_path, "passkey_long", f"pretrained={model},method=mesa", metadata, *options)
+    assert shards == 8  # two of each length of each entry
+    assert_same(results[entry], theirs)

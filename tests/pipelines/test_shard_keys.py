@@ -2,7 +2,10 @@
 
 from functools import partial
 
+import byte_model
 import pytest
+
+from mesa_lm.errors import ModelError, UsageError
 
 pytest.importorskip("ray")
 from mesa_lm.pipelines import shard_keys
@@ -69,6 +72,8 @@ def test_a_key_names_model_method_task_samples_seed_and_documents(tmp_path):
         {"models": [{"args": {"token": "a"}}]},
         {"methods": [{"method": "mesa", "reserve": 1}]},
         {"tasks": [{"task": "passkey_long", "limit": 2, "metadata": {"seed": 1}}]},
+        {"tasks": [{"task": "passkey_long", "limit": 2, "gen_kwargs": {"max_gen_toks": 5}}]},
+        {"tasks": [{"task": "passkey_long", "limit": 2, "system_instruction": "Be brief."}]},
         {"batch_size": 2},
         {"seed": 1},
     ]
@@ -77,3 +82,23 @@ def test_a_key_names_model_method_task_samples_seed_and_documents(tmp_path):
     assert len(set().union(*keys)) == 2 * len(variants)
     same = [{"name": "b"}, {"out": tmp_path / "other"}, {"workers": {"threads": 2}}, {"max_attempts": 1}]
     assert all({shard.key for shard in plan_shards(Sweep(**base | other))} == keys[0] for other in same)
+
+
+def test_a_chat_template_is_part_of_a_key_and_must_be_there(tmp_path):
+    model = byte_model.save_model(tmp_path / "model", chat_template="{{ messages[0].content }}!")
+    base = {"name": "a", "out": tmp_path, "models": [{"pretrained": model}], "methods": ["mesa"], "lengths": [500]}
+    plain, chat, flat = (
+        plan_shards(Sweep(**base, tasks=[{"task": "passkey_long", "limit": 1, **options}]))
+        for options in (
+            {},
+            {"apply_chat_template": True},
+            {"apply_chat_template": True, "fewshot_as_multiturn": False},
+        )
+    )
+    assert len({shard.key for shard in [*plain, *chat, *flat]}) == 3
+    with pytest.raises(ModelError, match="apply_chat_template: .* has no chat template; leave it out"):
+        plan_shards(Sweep(**base | {"models": [{}]}, tasks=[{"task": "passkey_long", "apply_chat_template": True}]))
+    several = byte_model.save_model(tmp_path / "several", chat_template={"default": "a", "rag": "b"})
+    asked = [{"task": "passkey_long", "apply_chat_template": "rga"}]
+    with pytest.raises(UsageError, match="unknown chat template 'rga'; did you mean 'rag'?"):
+        plan_shards(Sweep(**base | {"models": [{"pretrained": several}]}, tasks=asked))

@@ -35,6 +35,13 @@ def test_a_task_with_examples_is_not_cut(tmp_path):
     assert (shard.start, shard.stop) == (0, 5)
 
 
+@pytest.mark.parametrize(("given", "count"), [("do_sample=True,temperature=0.5", 1), ("temperature=0.5", 4), ({}, 4)])
+def test_a_task_whose_answers_are_drawn_is_not_cut(tmp_path, given, count):
+    task = {"task": "passkey_long", "metadata": {"num_samples": 4}, "gen_kwargs": given}
+    sweep = Sweep(name="a", methods=["mesa"], lengths=[80], out=tmp_path, tasks=[task], shard_tokens=1)
+    assert len(plan_shards(sweep)) == count
+
+
 def test_a_shard_says_what_it_is(tmp_path):
     task = {"task": "passkey_long_80", "metadata": {"num_samples": 2}}
     sweep = Sweep(name="a", out=tmp_path, methods=[{"method": "rerope", "window": 40}], tasks=[task])

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from lm_eval.config.evaluate_config import EvaluatorConfig
 
 from mesa_lm.errors import MesaError, MethodError, UsageError
 
@@ -21,14 +22,6 @@ def load(folder: Path, text: str, *overrides: str) -> settings.Sweep:
     path = folder / "sweep.yaml"
     path.write_text(text)
     return load_sweep(path, overrides)
-
-
-@pytest.mark.parametrize("name", ["demo", "nightly", "paper"])
-def test_the_sweep_files_that_ship_are_valid(name, monkeypatch):
-    monkeypatch.setenv("MESA_OUT", "/some/where")
-    sweep = load_sweep(Path(settings.__file__).parent / f"{name}.yaml")
-    assert sweep.name == name
-    assert {"origin", "mesa"} <= {choice.method for choice in sweep.methods}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +71,30 @@ def test_lengths_are_for_tasks_that_name_none(tmp_path):
     assert [sweep.metadata(task) for task in sweep.tasks] == [{"lengths": [5]}, {"lengths": [6]}]
 
 
+def test_settings_of_generation_and_chats_are_lm_evals(tmp_path):
+    written = ["{task: a, gen_kwargs: 'do_sample=True,top_p=0.9'}", "{task: b, apply_chat_template: rag}"]
+    written += ["{task: c, apply_chat_template: true, fewshot_as_multiturn: false, system_instruction: hi}"]
+    sweep = load(tmp_path, f"{{name: n, out: o, methods: mesa, tasks: [{', '.join(written)}, d]}}")
+    passed = [task.evaluation for task in sweep.tasks]
+    stock = EvaluatorConfig()
+    names = ("num_fewshot", "gen_kwargs", "apply_chat_template", "fewshot_as_multiturn", "system_instruction")
+    assert passed[3] == {name: getattr(stock, name) for name in names}
+    assert passed[0] == passed[3] | {"gen_kwargs": {"do_sample": True, "top_p": 0.9}}
+    assert passed[1] == passed[3] | {"apply_chat_template": "rag", "fewshot_as_multiturn": True}
+    turns = {"apply_chat_template": True, "fewshot_as_multiturn": False, "system_instruction": "hi"}
+    assert passed[2] == passed[3] | turns
+
+
+def test_a_line_of_the_file_is_named_for_what_stands_in_it(tmp_path):
+    text = "name: a\nout: b\n\nmethods: [mesa]\ntasks:\n  - a\n  - task: b\n    limit: -3\n"
+    with pytest.raises(UsageError, match="\n  line 8: tasks.1.limit: "):
+        load(tmp_path, text)
+    with pytest.raises(UsageError, match="\n  tasks.1.limit: "):
+        load(tmp_path, text, "tasks.1.limit=-4")
+    with pytest.raises(UsageError, match="\n  line 5: tasks: "):
+        load(tmp_path, text.replace("- task: b", "- a").replace("    limit: -3\n", ""))
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -88,7 +105,7 @@ def test_lengths_are_for_tasks_that_name_none(tmp_path):
 def test_a_method_without_its_name(entry, message, tmp_path):
     with pytest.raises(UsageError) as caught:
         load(tmp_path, f"{{name: a, out: b, methods: [{entry}], tasks: [passkey_long]}}")
-    assert str(caught.value).splitlines()[1:] == [f"  {message}"]
+    assert str(caught.value).splitlines()[1:] == [f"  line 1: {message}"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +123,10 @@ def test_a_method_without_its_name(entry, message, tmp_path):
             f"{TEXT[:-1]}, workers: {{gpus: 1.5}}}}",
             "workers.gpus: must be a whole number above 1, .*, found 1.5",
         ),
-        ("{name: a/b, methods: [mesa]}", "name: String should match .*\n  out is missing\n  tasks is missing"),
+        (
+            "{name: a/b, methods: [mesa]}",
+            "name: String should match .*\n  line 1: out is missing\n  line 1: tasks is missing",
+        ),
     ],
 )
 def test_wrong_settings(text, message, tmp_path):
@@ -131,6 +151,25 @@ def test_wrong_settings(text, message, tmp_path):
             "tasks.0.metadata: num_samples must be at most 100000",
         ),
         ("tasks: [{task: ''}]", "tasks.0.task: must not be empty, found ''"),
+        (
+            "tasks: [{task: a, gen_kwargs: {temprature: 0.5}}]",
+            "tasks.0.gen_kwargs: unknown name in gen_kwargs 'temprature'; did you mean 'temperature'?",
+        ),
+        (
+            "tasks: [{task: a, gen_kwargs: 'temperature=hot,top_p=0.9'}]",
+            "tasks.0.gen_kwargs: gen_kwargs: temperature must be a number of at least 0; found 'hot', found",
+        ),
+        ("tasks: [{task: a, gen_kwargs: [5]}]", "tasks.0.gen_kwargs: must hold names and values, or be a text"),
+        (
+            "tasks: [{task: a, apply_chat_template: 1}]",
+            "tasks.0.apply_chat_template: must be true, false or the name of a chat template, found 1",
+        ),
+        ("tasks: [{task: a, fewshot_as_multiturn: true}]", "tasks.0: fewshot_as_multiturn needs apply_chat_template"),
+        ("tasks: [{task: a, system_instruction: 5}]", "tasks.0.system_instruction: must be a text, found 5"),
+        (
+            "tasks:\n- {task: a}\n- {task: b, aply_chat_template: true}",
+            "unknown setting 'tasks.1.aply_chat_template'; did you mean 'tasks.1.apply_chat_template'?",
+        ),
         ("tasks: []", "tasks: must have at least one entry, found ()"),
         ("out: ''", "out: must be a folder of its own, found ''"),
         ("out: .", "out: must be a folder of its own, found '.'"),
@@ -139,6 +178,10 @@ def test_wrong_settings(text, message, tmp_path):
         ("workers: {cpus: .inf}", "workers.cpus: must be a finite number, found inf"),
         ("seed: 1.5", "seed: must be a whole number, found 1.5"),
         ("models: 3", "models: must be a list, found 3"),
+        (
+            "models: [{args: {train_length: 100}}]",
+            "models.0.args: train_length belongs to a method; give it in the entry of methods, found",
+        ),
         ("models: [3]", "models.0: must be a mapping of settings, found 3"),
     ],
 )
@@ -150,7 +193,7 @@ def test_what_is_wrong_is_said_in_plain_words_and_one_line(changed, message, tmp
         load(tmp_path, text)
     first, *told = str(caught.value).splitlines()
     assert first == f"{tmp_path}/sweep.yaml:" and len(told) == 1
-    assert told[0].startswith(f"  {message}")
+    assert told[0].startswith(f"  line {len(text.splitlines())}: {message}")
 
 
 @pytest.mark.parametrize(

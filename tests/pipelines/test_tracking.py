@@ -65,6 +65,7 @@ def test_config_says_where_the_numbers_come_from_and_hides_secrets(results, tmp_
     report = json.loads(path.read_text())
     report["config"]["model_args"] |= {"token": "hf_abcdef", "window": 7, "tokenizer": "org/tok"}
     report["config"]["gen_kwargs"] = "temperature=0,api_key=sk-123"
+    report["config"]["mesa_lm"] |= {"commit": "def5678", "dirty": True}
     path.write_text(json.dumps(report | {"git_hash": "abc1234", "date": 2.0}))
 
     _, folders = track(results, tmp_path)
@@ -73,7 +74,7 @@ def test_config_says_where_the_numbers_come_from_and_hides_secrets(results, tmp_
     assert config["git_hash"] == "abc1234" and config["mesa_lm"]["train_length"] == 512
     assert config["model_args"]["window"] == 7 and config["model_args"]["tokenizer"] == "org/tok"
     assert config["model_args"]["token"] == "[hidden]" and config["gen_kwargs"] == "temperature=0,api_key=[hidden]"
-    assert "abc1234" in wandb_files.run_of(folders["base mesa"]).tags
+    assert "def5678 edited" in wandb_files.run_of(folders["base mesa"]).tags
     written = [file for file in (tmp_path / "tracking").rglob("*") if file.is_file()]
     assert any(b'"window": 7' in file.read_bytes() for file in written)  # the artifact's copy of the results file
     for file in written:

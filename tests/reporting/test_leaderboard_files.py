@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import command_line
+import pandas as pd
 import pytest
 from made_results import save_results
 
@@ -180,13 +181,14 @@ def test_the_page_says_when_with_what_and_on_how_many_samples_it_was_measured(re
             "pretty_env_info": "PyTorch version: 2.13.0+cpu\nmore",
             "versions": dict.fromkeys(report["configs"], 2.0),
         }
-        report["config"]["mesa_lm"] |= {"version": "0.1.0", "dtype": "torch.float32", "device": "cpu"}
+        own = {"version": "0.1.0", "dtype": "torch.float32", "device": "cpu", "commit": "ab" * 20, "dirty": True}
+        report["config"]["mesa_lm"] |= own
         path.write_text(json.dumps(report))
     parts = re.findall(r"<span>([^<]*)</span>", page(results, tmp_path).read_text())
     assert parts[:6] == [
         "measured 2025-06-15 to 2025-06-17",
         "mesa-lm 0.1.0",
-        "commit abc1234",
+        "commit abababababab edited",
         "lm-eval 0.4.13",
         "transformers 5.23.0",
         "torch 2.13.0+cpu",
@@ -261,3 +263,22 @@ def test_wrong_usage_is_refused(results, tmp_path):
     save_results(costs, "mesa", {512: {"x": 2.0}}, metric="prefill_s")
     with pytest.raises(UsageError, match="nothing to rank in these results: found only costs"):
         run(costs)
+
+
+def test_every_entry_names_the_commit_that_measured_it(results, tmp_path):
+    """That of mesa-lm, not of the folder that lm-eval was run in; of models of others there is no other."""
+    said = [{"commit": "ab" * 20, "dirty": False}, {"commit": "cd" * 20, "dirty": True}, {"commit": None}]
+    paths = sorted(results.glob("results_*.json"))
+    for path, own in zip(paths, said, strict=True):
+        report = json.loads(path.read_text()) | {"git_hash": "abc1234"}
+        report["config"]["mesa_lm"] |= own
+        path.write_text(json.dumps(report))
+    expected = ["", "abababababab", "cdcdcdcdcdcd edited"]
+    run(results, "--csv", tmp_path / "a.csv", "--html", tmp_path / "a.html")
+    table = pd.read_csv(tmp_path / "a.csv", dtype=str).fillna("")
+    assert sorted(set(table.commit)) == expected
+    assert table.groupby("method").commit.nunique().max() == 1
+    printed = run(results).stdout
+    assert "| commit |" in printed and "| cdcdcdcdcdcd edited |" in printed and "abc1234" not in printed
+    page = (tmp_path / "a.html").read_text()
+    assert "cdcdcdcdcdcd edited" in page and "abc1234" not in page

@@ -11,6 +11,8 @@ from tiny_models import tiny_model
 
 import mesa_lm
 from mesa_lm.errors import MesaError, MethodError, UsageError
+from mesa_lm.harness.sources import package_commit
+from mesa_lm.reporting.lm_eval_files import ResultsFile
 from mesa_lm.reporting.results import read
 from mesa_lm.studies.bench import benchmark
 from mesa_lm.studies.bench.bench_results import trial_metrics
@@ -50,6 +52,8 @@ def test_the_command_measures_and_writes_results_that_plot_reads(folder, tmp_pat
         ("stock", 31),
         ("stock", 97),
     ]
+    commits = {file.commit for file in results.files.values()}
+    assert commits == {ResultsFile(out, {"config": {"mesa_lm": package_commit()._asdict()}}).commit}
     assert set(times.samples) == {3} and set(times.higher_is_better) == {False} and set(times.train_length) == {41}
     speeds = results.select("prefill_tokens_per_s", "bench_float32_b2").table
     assert list(speeds.value) == pytest.approx(list(2 * times.length / times.value))

@@ -24,42 +24,40 @@ LENGTH = 16384
 
 
 class Most(NamedTuple):
-    """The most calls that a method may have beyond those of transformers alone.
+    """The most calls that a method may have, of a layer; transformers alone has 40.
 
     Attributes:
-        decode: Of a layer, for a decoded token.
-        prefill: Of a layer, for each prefill pass.
+        decode: For a decoded token.
+        prefill: For each prefill pass, on average.
         passes: Prefill passes of a prompt.
-        copies: To the device for a decoded token.
         length: Tokens of the prompt.
     """
 
     decode: int
     prefill: int
     passes: int = 2
-    copies: int = 1
     length: int = LENGTH
 
 
-BANDS = Most(25, 80)
+BANDS = Most(60, 120)
 MOST = {
-    "origin": Most(0, 0, passes=1, copies=0),
-    "mesa": Most(4, 11, passes=4),  # first chunk, middle chunks twice, last chunk
+    "origin": Most(40, 40, passes=1),
+    "mesa": Most(44, 48, passes=4),  # first chunk, middle chunks twice, last chunk
     "rerope": BANDS,
     "leaky_rerope": BANDS,
     "self_extend": BANDS,
     "lm_infinite": BANDS,
     "streaming_llm": BANDS,
     "dual_chunk": BANDS,
-    "dynamic_ntk": Most(20, 30, copies=3),  # its angles change with every token
-    "stair": Most(30, 3600, passes=1, copies=2, length=8192),  # positions, and which keys stand one step nearer
-    "linear": Most(0, 0, passes=1, copies=0),
-    "ntk": Most(0, 0, passes=1, copies=0),
-    "yarn": Most(0, 0, passes=1, copies=0),
+    "dynamic_ntk": Most(50, 60),
+    "stair": Most(60, 1500, passes=1, length=8192),
+    "linear": Most(40, 40, passes=1),
+    "ntk": Most(40, 40, passes=1),
+    "yarn": Most(40, 40, passes=1),
     "string": BANDS,
     "dpe": BANDS,
-    "lampe": Most(31, 80),  # the keys that stay linear are moved
-    "star": Most(4, 11, passes=5),  # block 0, later ones twice, the last and narrower one, the query
+    "lampe": BANDS,
+    "star": Most(44, 48, passes=5),  # block 0, later ones twice, the last and narrower one, the query
 }
 
 
@@ -68,16 +66,14 @@ def stock():
     return count_run(CONFIG, None, "bfloat16", 1, LENGTH)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "stair")) for name in mesa_lm.available_methods()]
-)
-def test_no_method_launches_many_kernels_more_than_transformers(name, stock):
+@pytest.mark.parametrize("name", mesa_lm.available_methods())
+def test_no_method_launches_many_kernels(name, stock):
     most = MOST[name]
     counted = count_run(CONFIG, mesa_lm.make_method(name).bind(CONFIG), "bfloat16", 1, most.length)
-    assert counted.decode_layer_calls <= stock.decode_layer_calls + most.decode
-    assert counted.prefill_layer_calls <= most.passes * (stock.prefill_layer_calls + most.prefill)
+    assert counted.decode_layer_calls <= most.decode
+    assert counted.prefill_layer_calls <= most.passes * most.prefill
     assert counted.decode_wait_calls == counted.prefill_wait_calls == 0
-    assert counted.decode_copy_calls <= most.copies
+    assert counted.decode_copy_calls <= 1
     if name == "mesa":
         assert counted.decode_fixed_calls <= stock.decode_fixed_calls + 10
 
@@ -86,7 +82,7 @@ def test_calls_of_transformers_are_those_of_its_code(stock):
     """Seven products, two norms, a rotation of queries and keys, one attention kernel and two appended states."""
     assert (stock.decode_wait_calls, stock.decode_copy_calls) == (0, 0)
     assert stock.decode_layer_calls == count_run(CONFIG, None, "bfloat16", 3, 64).decode_layer_calls
-    assert 30 <= stock.decode_layer_calls <= 45
+    assert stock.decode_layer_calls == stock.prefill_layer_calls == 40
 
 
 def test_a_wait_for_the_device_and_a_copy_to_it_are_seen(monkeypatch):

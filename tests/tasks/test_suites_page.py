@@ -5,12 +5,14 @@ import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer.main
 from lm_eval.utils import simple_parse_args_string
 
 from mesa_lm.cli import main as cli
+from mesa_lm.cli.paper import Exhibit
 from mesa_lm.harness.model import HF_KEYWORDS
 from mesa_lm.harness.model_args import split_model_args
 from mesa_lm.harness.task_manager import TaskManager
@@ -39,7 +41,7 @@ TOOLS = [words for words in commands() if words[0] == "mesa-lm"]
 
 
 def test_every_command_is_one_or_the_other():
-    assert len(EVALUATIONS) > 10 and len(TOOLS) > 4
+    assert len(EVALUATIONS) > 5 and len(TOOLS) > 20
     others = {words[0] for words in commands()} - {"lm_eval", "mesa-lm"}
     assert others == {"pip", "hf"}
 
@@ -61,6 +63,14 @@ def test_evaluations_name_tasks_and_methods_that_exist(words, task_manager):
     task_manager.metadata = json.loads(options.get("--metadata", "{}"))
     tasks = options["--tasks"].split(",")
     assert set(task_manager.match_tasks(tasks)) == set(tasks)
+
+
+def test_every_experiment_of_the_paper_has_its_commands():
+    files = {f"pipelines/paper/{path.name}" for path in (DOCS.parent / "pipelines" / "paper").glob("*.yaml")}
+    assert {words[2] for words in TOOLS if words[1] == "sweep"} == files
+    drawn = [words[2] for words in TOOLS if words[1] == "paper"]
+    assert sorted(drawn) == sorted(get_args(Exhibit))
+    assert "figures 2 and 11 to 16" in (DOCS / "suites.md").read_text().lower()
 
 
 @pytest.mark.parametrize("words", TOOLS, ids=" ".join)

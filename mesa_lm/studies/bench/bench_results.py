@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mesa_lm.harness.sources import package_commit
 from mesa_lm.lengths import length_label
 from mesa_lm.methods.train_length import train_length_of
 from mesa_lm.reporting.costs import GIB
@@ -193,6 +194,7 @@ def _report(plan: Plan, group: Sequence[Trial], trials: Sequence[Trial], date: f
                 "train_length": parameters.get("train_length") or train_length_of(config),
                 "pretrained": plan.source,
                 "version": version("mesa-lm"),
+                **package_commit()._asdict(),
                 "device": plan.device,
                 "dtype": f"torch.{first.dtype}",
             },

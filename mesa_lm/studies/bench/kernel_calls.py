@@ -30,7 +30,8 @@ class Calls:
     """What some calls of a model's forward launch.
 
     Attributes:
-        kernels: Kernels: operations other than views and allocations, those on the host's own tensors included.
+        kernels: Kernels: operations that return tensors, other than views and allocations, those on the host's own
+            tensors included.
         synchronisations: How often the host waits for a value of the device.
         copies: Copies from the host to the device.
     """
@@ -139,10 +140,10 @@ class _Counter(TorchDispatchMode):
             self._calls.synchronisations += 1
             return 1  # there is no value; what depends on it may go either way
         result = func(*args, **(kwargs or {}))
-        if _is_launch(func):
+        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
+        if made and _is_launch(func):
             self._calls.kernels += 1
             given = (tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor))
-            made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
             from_host = any(not tensor.is_meta and tensor.ndim > 0 for tensor in given)
             self._calls.copies += from_host and any(tensor.is_meta for tensor in made)
         return result

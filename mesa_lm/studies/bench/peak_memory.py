@@ -72,7 +72,7 @@ def kv_bytes(cache: Any) -> int:
     """Return the bytes of the keys and values that a cache holds, without room for more."""
     filled = woven_layer(cache)
     if filled is not None:
-        tokens = sum(row.length for row in filled.woven.rows)
+        tokens = sum(row.length - row.dropped for row in filled.woven.rows)
         held = [*filled.woven.keys.values(), *filled.woven.values.values()]
         return sum(tokens * states.shape[1] * states.shape[3] * states.element_size() for states in held)
     held = [states for layer in cache.layers for states in (layer.keys, layer.values)]
