@@ -45,10 +45,11 @@ class DPE(ScaledMethod):
     window: int = parameter(
         lambda T: max(1, min(1024, T // 8)), "distances w that stay true", shown="min(1024, T/8)", at_least=1
     )
-    scale_factors: str = parameter(
+    scale_factors: int | str = parameter(
         "auto",
         f"group sizes s, fastest pairs first, as 2/8/32; or what was calibrated for {', '.join(CALIBRATED)}; auto: "
         "2 I / T rounded up for all pairs, 1 within T",
+        at_least=1,
     )
     group_bounds: str = parameter(
         "equal", "first pair of every group, and one past the last, as 0/16/40/64; equal: as many pairs for each"
@@ -149,7 +150,9 @@ class DPE(ScaledMethod):
         """Return the group sizes for a prompt of so many tokens."""
         if self.scale_factors == "auto":
             return (-(-2 * prompt // self.train_length) if prompt > (self.train_length or MOST) else 1,)
-        return CALIBRATED.get(self.scale_factors) or self._numbers("scale_factors", 1, f" or {', '.join(CALIBRATED)}")
+        return CALIBRATED.get(str(self.scale_factors)) or self._numbers(
+            "scale_factors", 1, f" or {', '.join(CALIBRATED)}"
+        )
 
     @property
     def _bounds(self) -> tuple[int, ...] | None:
@@ -161,7 +164,7 @@ class DPE(ScaledMethod):
         Raises:
             MethodError: It is something else.
         """
-        text = getattr(self, name)
+        text = str(getattr(self, name))
         numbers = text.split("/")
         if not all(number.isdecimal() and at_least <= int(number) <= MOST for number in numbers):
             raise MethodError(
