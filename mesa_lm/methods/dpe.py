@@ -127,7 +127,8 @@ class DPE(ScaledMethod):
         far_end = (index - self.window + 1).clamp(min=0)
         true = index[:, None].expand(-1, extent.pairs)
         near = Band(far_end, index + 1, true, lambda key: key[:, None].expand(-1, extent.pairs))
-        far = Band(far_end * 0, far_end, index[:, None] // sizes + offset, lambda key: key[:, None] // sizes)
+        far_query = index[:, None] // sizes + offset
+        far = Band(far_end * 0, far_end, far_query, lambda key: key[:, None] // sizes, unmoved=True)
         return near, far if self.selected_pairs == "all" else far._replace(others=(true, near.key_position))
 
     @override
