@@ -141,15 +141,17 @@ class _TokenRun:
         start, end, place = int(band.start), int(band.end), band.query_position
         if end <= start:
             return None
+        first, slot = len(self._places), self._cache.slot(self._rows.start, start)
+        slots = slice(slot, slot + end - start)
+        if band.unmoved and not self._follows_length:
+            self._places.append(place)
+            return _SeenKeys(start, end, slots, slice(first, first + 1))
         index = torch.arange(start, end)
         distance = band.key_position(index) - stored_at(index)
         low, high = float(distance.min()), float(distance.max())
         is_even = low == high or (high - low < _MOST_MOVES and len(index) > _FEW_KEYS and distance.ndim == 1)
         few = range(int(low), int(high) + 1) if is_even and not distance.is_floating_point() else ()
         values = [value for value in few if len(few) == 1 or bool((distance == value).any())]
-        first = len(self._places)
-        slot = self._cache.slot(self._rows.start, start)
-        slots = slice(slot, slot + end - start)
         if values or low == high == 0:
             # Scores depend on distances alone: moving the query back does what moving all of the keys forth does.
             self._places += [place - value for value in values or [0]]

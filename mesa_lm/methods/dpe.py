@@ -45,10 +45,11 @@ class DPE(ScaledMethod):
     window: int = parameter(
         lambda T: max(1, min(1024, T // 8)), "distances w that stay true", shown="min(1024, T/8)", at_least=1
     )
-    scale_factors: str = parameter(
+    scale_factors: int | str = parameter(
         "auto",
         f"group sizes s, fastest pairs first, as 2/8/32; or what was calibrated for {', '.join(CALIBRATED)}; auto: "
         "2 I / T rounded up for all pairs, 1 within T",
+        at_least=1,
     )
     group_bounds: str = parameter(
         "equal", "first pair of every group, and one past the last, as 0/16/40/64; equal: as many pairs for each"
@@ -126,7 +127,8 @@ class DPE(ScaledMethod):
         far_end = (index - self.window + 1).clamp(min=0)
         true = index[:, None].expand(-1, extent.pairs)
         near = Band(far_end, index + 1, true, lambda key: key[:, None].expand(-1, extent.pairs))
-        far = Band(far_end * 0, far_end, index[:, None] // sizes + offset, lambda key: key[:, None] // sizes)
+        far_query = index[:, None] // sizes + offset
+        far = Band(far_end * 0, far_end, far_query, lambda key: key[:, None] // sizes, unmoved=True)
         return near, far if self.selected_pairs == "all" else far._replace(others=(true, near.key_position))
 
     @override
@@ -149,7 +151,9 @@ class DPE(ScaledMethod):
         """Return the group sizes for a prompt of so many tokens."""
         if self.scale_factors == "auto":
             return (-(-2 * prompt // self.train_length) if prompt > (self.train_length or MOST) else 1,)
-        return CALIBRATED.get(self.scale_factors) or self._numbers("scale_factors", 1, f" or {', '.join(CALIBRATED)}")
+        return CALIBRATED.get(str(self.scale_factors)) or self._numbers(
+            "scale_factors", 1, f" or {', '.join(CALIBRATED)}"
+        )
 
     @property
     def _bounds(self) -> tuple[int, ...] | None:
@@ -161,7 +165,7 @@ class DPE(ScaledMethod):
         Raises:
             MethodError: It is something else.
         """
-        text = getattr(self, name)
+        text = str(getattr(self, name))
         numbers = text.split("/")
         if not all(number.isdecimal() and at_least <= int(number) <= MOST for number in numbers):
             raise MethodError(

@@ -118,6 +118,7 @@ class Band(NamedTuple):
         queries: (q_len,) which of the given queries these are, at equal distances; None for all.
         others: Query positions and key positions of the pairs that a head does not select, see
             `Method.selected_by_heads`; None where all are as above.
+        unmoved: Whether its keys are known to be scored where they are stored, so that a decoded token need not look.
     """
 
     start: Tensor
@@ -126,3 +127,4 @@ class Band(NamedTuple):
     key_position: Callable[[Tensor], Tensor]
     queries: Tensor | None = None
     others: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
+    unmoved: bool = False

@@ -17,7 +17,7 @@ from mesa_lm.methods.registry import make_method
     [
         ({"scale_factors": "2/x"}, "scale_factors must be integers of at least 1 .* or llama3, .*, found '2/x'"),
         ({"scale_factors": "2/0"}, "at least 1 with / between them"),
-        ({"scale_factors": 2}, "scale_factors must be text, found 2"),
+        ({"scale_factors": 2.5}, "scale_factors must be an integer of at least 1 or text, found 2.5"),
         ({"scale_factors": "2/4", "group_bounds": "0/3"}, "must be 3 pairs in ascending order .*, found '0/3'"),
         ({"scale_factors": "2/4", "group_bounds": "0/3/2"}, "in ascending order"),
     ],
@@ -39,6 +39,10 @@ def test_groups_that_do_not_fit_the_model_are_named(options, message):
     with pytest.raises(MethodError, match=message):
         mesa_lm.extrapolate(model, "dpe", **options)
     mesa_lm.extrapolate(model, "origin").remove()  # a failed attempt leaves nothing behind
+
+
+def test_one_size_for_all_pairs_is_a_number_on_the_command_line():
+    assert make_method("dpe", train_length=41, window=5, scale_factors=7).longest_input(None) == 7 * (41 - 5)
 
 
 def written(path, selection):
