@@ -123,7 +123,9 @@ def _rotated(model, pairs, train_length, given_factor):
             factor = getattr(rotary, f"{kind}attention_scaling")
         if own is pairs and given_factor is not None:
             factor = given_factor
-        angle = distance[..., None] * (frequency if frequency.ndim == 1 else frequency[: len(distance), None])
+        angle = (distance if distance.ndim == 3 else distance[..., None]) * (
+            frequency if frequency.ndim == 1 else frequency[: len(distance), None]
+        )
         if config.model_type == "gptj":
             return angle.cos() * factor, angle.sin() * factor
         repeated = angle.repeat_interleave(2, -1) if config.model_type in INTERLEAVED_ANGLES else angle.repeat(1, 1, 2)

@@ -108,7 +108,7 @@ UNSCALED = (*ALIBI, "cohere2")  # no rotary frequencies in the layers that metho
 # What the installed transformers computes wrongly, and since which release it does not.
 UNCAPPED = ("gemma2",) if is_before("5.22") else ()  # sdpa leaves soft capping out: tested under eager
 CACHE_LOST = ("phi3", "phi3-longrope") if is_before("5.20") else ()  # generate() drops the cache at T: refused
-SCALING = ("dynamic_ntk", "ntk", "linear", "yarn")  # methods that scale rotary frequencies
+SCALING = ("dynamic_ntk", "ntk", "linear", "yarn", "dpe")  # methods that need rotary frequencies
 ROTARY_DIM = {"phi": 4, "gpt_neox": 4, "gptj": 4, "glm": 4, "glm4": 4, "stablelm": 4}  # others: all of HEAD_DIM
 
 

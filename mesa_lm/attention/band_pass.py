@@ -1,6 +1,6 @@
 """The pass of a method with bands: several new tokens at the end of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from mesa_lm.attention.bands import Sum, attend_part, merge_rounded
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
-from mesa_lm.attention.kernels import Scoring, additive_mask
+from mesa_lm.attention.kernels import Partial, Scoring, additive_mask
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.pair_selection import chosen_components, doubled_keys, doubled_query
 from mesa_lm.attention.parts import Part, parts_of
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Band, Extent
@@ -52,6 +53,7 @@ class _PlannedBand(NamedTuple):
         stepped: Keys are taken as the band before has left them, but for these, which move by `_RowRun._step`; None:
             all are taken as they are stored.
         parts: What its queries see, keys counted from its first one.
+        others: Angles of its queries, and of moving all its keys, for pairs that a head does not select.
     """
 
     queries: slice
@@ -60,20 +62,22 @@ class _PlannedBand(NamedTuple):
     shift: Angles | None
     stepped: slice | None
     parts: list[Part]
+    others: tuple[Angles, Angles] | None
 
 
 class _RowRun:
     """Rows of a pass that are neighbours in the cache and hold equally many tokens of equally long inputs."""
 
     def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
-        first = tokens.rows[part.start]
+        first, extent = tokens.rows[part.start], extent._replace(pairs=encoding.pairs)
         self.part = part
         self._cache, self._cached = tokens.cache, slice(first, first + part.stop - part.start)
         self._past, self._new = tokens.cache.rows[first].length, tokens.count
         self._encoding, self._spared = encoding.for_input(method, extent), encoding.spared
+        self._selected_by_heads = method.selected_by_heads
         index = torch.arange(self._past + self._new)
         # Where angles follow the input's length, keys are stored without any.
-        self._stored_at = index * 0 if encoding.follows_length else method.stored_at(index, extent)
+        self._stored_at = method.stored_at(index, extent) * (not encoding.follows_length)
         new = index[self._past :]
         self._key_angles = self._encoding.angles(self._stored_at[self._past :][None])
         self._key_scale = self._column(method.key_scale(new, extent))
@@ -110,6 +114,7 @@ class _RowRun:
                 self._encoding.shift(distance[None]) if is_moved else None,
                 stepped,
                 [part._replace(key=part.key - keys.start) for part in parts],
+                None if band.others is None else self._other_angles(band.others, keys),
             )
             before, places = (keys, wanted) if is_moved or stepped is not None else (slice(0, 0), wanted)
 
@@ -144,6 +149,11 @@ class _RowRun:
         start = self._cache.slot(self._cached.start, keys.start)
         return slice(start, start + keys.stop - keys.start)
 
+    def _other_angles(self, others: tuple[Tensor, Callable[[Tensor], Tensor]], keys: slice) -> tuple[Angles, Angles]:
+        query_position, key_position = others
+        distance = key_position(torch.arange(keys.start, keys.stop)) - self._stored_at[keys]
+        return self._encoding.angles(query_position[None]), self._encoding.shift(distance[None])
+
     def _column(self, scale: Tensor | None) -> Tensor | None:
         if scale is None or bool((scale == 1).all()):
             return None
@@ -157,7 +167,7 @@ class _RowRun:
         all_keys, all_values = self._cache.append(layer, self._cached, stored, value)
         if self._query_scale is not None:
             query = multiply(query, self._query_scale, self._spared)
-        keys, sums = all_keys, list[Sum]()
+        keys, sums, head_dim = all_keys, list[Sum](), query.shape[-1]
         stepped = None if self._step_angles is None else rotate(all_keys, self._step_angles)
         some = None if self._shared_angles is None else rotate(query, self._shared_angles)
         for band in self._bands:
@@ -172,10 +182,16 @@ class _RowRun:
                 rotated = some[:, :, band.queries]
             else:
                 rotated = rotate(query[:, :, band.queries], band.angles)
+            if band.others is not None:
+                selection = self._selected_by_heads(layer)
+                chosen = chosen_components(selection, self._encoding.pairs, head_dim, query.device, query.dtype)
+                rotated = doubled_query(rotated, rotate(query, band.others[0]), chosen)
+                keys, values = doubled_keys(keys, rotate(all_keys[:, :, band.slots], band.others[1]), values)
             if not sums or self._rounds_merge:
                 sums.append(Sum(query))
             for part in band.parts:
-                partial = attend_part(part, rotated, keys, values, scoring, self._mask(part, query))
+                output, lse = attend_part(part, rotated, keys, values, scoring, self._mask(part, query))
+                partial = Partial(output[..., :head_dim], lse)
                 if len(self._bands) == len(band.parts) == 1 and part.problems == 1:
                     return partial.output
                 sums[-1].add(partial, part, band.queries)

@@ -1,5 +1,6 @@
 """The key-value cache: buffers that grow geometrically, keys stored at the positions at which they are scored."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -110,16 +111,18 @@ class WovenCache:
         cls,
         cache: Cache,
         columns: list[Tensor],
+        starts: list[int],
         layers: Layers,
         ranks: Ranks | None = None,
         is_offloaded: bool = False,
         kept: Kept | None = None,
     ) -> "WovenCache":
-        """Take over a cache that the untouched model has filled at linear positions.
+        """Take over a cache that the untouched model has filled at consecutive positions.
 
         Args:
             cache: Its keys are (batch, num_kv_heads, padded length, head_dim).
             columns: For every row the indices of its tokens among the padded ones.
+            starts: For every row the position of its first token.
             layers: The model's layers.
             ranks: The processes that share the prompts, each of which has filled such a cache; None: there are none.
             is_offloaded: Whether to take it over into the host's memory.
@@ -152,11 +155,14 @@ class WovenCache:
             for batch, own in enumerate(columns):
                 slot = torch.arange(unseen[batch], len(own))
                 held = (own[slot] - dropped).to(keys.device)
-                key, value = layers.of(index).encoding.enter_cached(
+                encoding, start = layers.of(index).encoding, starts[batch]
+                key, value = encoding.enter_cached(
                     keys[batch : batch + 1].index_select(2, held),
                     values[batch : batch + 1].index_select(2, held),
-                    slot,
+                    slot + start,
                 )
+                if start and not encoding.follows_length:
+                    key = rotate_unrounded(key, encoding.shift(torch.full((1, len(slot)), -start)))
                 woven._reserve(index, longest, key)
                 for buffer, states in ((woven.keys[index], key), (woven.values[index], value)):
                     buffer[batch, :, unseen[batch] : len(own)] = states[0].to(buffer.device)
@@ -336,19 +342,22 @@ class WovenCache:
         if weave.same_positions(old):
             return
         index = row.index() if end is None else torch.arange(end)
-        self.move(batch, weave.position(index) - (index if old is None else old.position(index)), layers)
+        distance = weave.position(index) - (index if old is None else old.position(index))
+        self.move(batch, lambda pairs: distance, layers)
 
-    def move(self, batch: int, distance: Tensor, layers: Layers) -> None:
+    def move(self, batch: int, distance_of: Callable[[int], Tensor], layers: Layers) -> None:
         """Rotate a row's first keys.
 
         Args:
             batch: Row.
-            distance: (len,) new minus old position of each key, in the order of their slots.
+            distance_of: From the number of rotated pairs, (len,) or (len, pairs) new minus old position of each key, in
+                the order of their slots.
             layers: The model's layers; those with a window of their own keep their keys' positions.
         """
         for group, members in layers.members():
             if group.window is not None or group.encoding.follows_length:
                 continue
+            distance = distance_of(group.encoding.pairs)
             angles = group.encoding.shift(distance[None])
             for layer in members:
                 kept = self.keys[layer][batch : batch + 1, :, : len(distance)]

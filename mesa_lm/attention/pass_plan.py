@@ -235,12 +235,16 @@ def _cache_of(call: ForwardCall, method: Method, layers: Layers, ranks: Ranks | 
             f"the cache holds {longest} tokens that were not run under method {method.name!r}, which does not leave "
             "so many alone; begin with a new cache"
         )
-    cache = WovenCache.from_rotated(call.cache, cached, layers, ranks, is_offloaded, kept)
+    cache = WovenCache.from_rotated(call.cache, cached, call.cached_starts(), layers, ranks, is_offloaded, kept)
     if method.has_bands:
         for batch, row in enumerate(cache.rows):
-            index = torch.arange(row.length)
-            stored_at = method.stored_at(index, Extent(row.prompt_len, row.length))
-            cache.move(batch, stored_at - index, layers)
+            index, extent = torch.arange(row.length), Extent(row.prompt_len, row.length)
+
+            def distance_of(pairs: int, index: Tensor = index, extent: Extent = extent) -> Tensor:
+                stored_at = method.stored_at(index, extent._replace(pairs=pairs))
+                return stored_at - (index if stored_at.ndim == 1 else index[:, None])
+
+            cache.move(batch, distance_of, layers)
     return cache
 
 

@@ -98,10 +98,12 @@ class Extent(NamedTuple):
     Attributes:
         prompt: Tokens of the row's prompt.
         total: Tokens of the input: the prompt's while it is prefilled, later all keys including the new ones.
+        pairs: Pairs of a head's components that are rotated, for methods that place each by itself.
     """
 
     prompt: int
     total: int
+    pairs: int = 0
 
 
 class Kept(NamedTuple):
@@ -122,9 +124,12 @@ class Band(NamedTuple):
     Attributes:
         start: (q_len,) first key of each query; must not decrease.
         end: (q_len,) one past the last key of each query; must not decrease; no key where end <= start.
-        query_position: (q_len,) where the queries are scored, integers or fractions.
-        key_position: Where keys are scored, from their indices.
+        query_position: (q_len,) or, pair by pair, (q_len, pairs) where the queries are scored, integers or fractions.
+        key_position: Where keys are scored, from their indices; of the same kind.
         queries: (q_len,) which of the given queries these are, at equal distances; None for all.
+        others: Query positions and key positions of the pairs that a head does not select, see
+            `Method.selected_by_heads`; None where all are as above.
+        unmoved: Whether its keys are known to be scored where they are stored, so that a decoded token need not look.
     """
 
     start: Tensor
@@ -132,3 +137,5 @@ class Band(NamedTuple):
     query_position: Tensor
     key_position: Callable[[Tensor], Tensor]
     queries: Tensor | None = None
+    others: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
+    unmoved: bool = False

@@ -75,10 +75,12 @@ class Star(ScaledMethod):
     @property
     def _scaled(self) -> Method:
         """The method whose frequencies are taken."""
-        factor: dict[str, Any] = {} if self.factor is None else {"factor": self.factor}
+        options: dict[str, Any] = {"train_length": self.train_length}
+        if self.factor is not None:
+            options["factor"] = self.factor
         if self.scaling == "none":
             return Origin()
-        return NTKScaling(**factor) if self.scaling == "ntk" else YaRN(**factor, train_length=self.train_length)
+        return NTKScaling(**options) if self.scaling == "ntk" else YaRN(**options)
 
     @override
     def is_untouched(self, kv_len: int, cached: bool) -> bool:

@@ -71,6 +71,9 @@ class PassHandle(Handle):
         ranks: Ranks | None = None,
         is_offloaded: bool = False,
     ) -> None:
+        for group in layers.groups:
+            if group.window is None:
+                method.check_pairs(group.encoding.pairs)
         super().__init__(model, method, layers)
         self._ranks, self._is_offloaded = ranks, is_offloaded
         self._runner, self._attention = PassRunner(model, layers, attention), attention

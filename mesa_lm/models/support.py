@@ -80,14 +80,15 @@ def _check_rope_type(model_type: str, kind: str | None, rope_type: str, method: 
 
 def _reason_against(method: Method, family: Family, alibi: bool) -> str | None:
     """Return why a method is refused on models of a family with (or without) ALiBi, None where it is supported."""
-    if not method.scales_frequencies:
+    if not method.scales_frequencies and not method.places_pairs:
         return None
+    does = "places each rotary frequency by itself" if method.places_pairs else "scales rotary frequencies"
     if alibi:
-        return "it scales rotary frequencies, and ALiBi has none"
+        return f"it {does}, and ALiBi has none"
     if family.is_remote_code and method.static_rope:
         return "it replaces a model's rotary frequencies, and remote code keeps its own"
     if family.plain_full_layers:
-        return "it scales rotary frequencies, and the layers that see everything have none"
+        return f"it {does}, and the layers that see everything have none"
     return None
 
 

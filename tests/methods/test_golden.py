@@ -90,6 +90,17 @@ def method_of(name: str) -> mesa_lm.Method:
         case "star-attention":
             sizes = ("block_size", "anchor_block_size", "query_length")
             return mesa_lm.make_method("star", **{size: given[size] for size in sizes})
+        case "string":
+            return mesa_lm.make_method("string", **given)
+        case "lampe":
+            options = {**given, "map_length": given["mapped_length"]}
+            del options["mapped_length"]
+            return mesa_lm.make_method("lampe", **options)
+        case "dpe":
+            lists = {option: "/".join(map(str, given[option])) for option in ("scale_factors", "group_bounds")}
+            if "top_k" in given:
+                lists["selected_pairs"] = str(GOLDEN / f"{name}_pairs.json")
+            return mesa_lm.make_method("dpe", window=given["window"], **lists)
     raise AssertionError(name)
 
 
@@ -153,6 +164,8 @@ def test_the_golden_files_are_there():
     counted = dict(Counter(name.split("_")[0] for name in NAMES))
     assert counted == {
         "dca": 11,
+        "dpe": 8,
+        "lampe": 12,
         "leaky-rerope": 17,
         "lm-infinite": 12,
         "mesa": 24,
@@ -163,5 +176,6 @@ def test_the_golden_files_are_there():
         "self-extend": 13,
         "star-attention": 7,
         "streaming-llm": 9,
+        "string": 8,
     }
     assert len(ROUNDED) == 9 and len(TURNS) == 2

@@ -54,6 +54,9 @@ MOST = {
     "linear": Most(40, 40, passes=1),
     "ntk": Most(40, 40, passes=1),
     "yarn": Most(40, 40, passes=1),
+    "string": BANDS,
+    "dpe": BANDS,
+    "lampe": BANDS,
     "star": Most(44, 48, passes=5),  # block 0, later ones twice, the last and narrower one, the query
 }
 
