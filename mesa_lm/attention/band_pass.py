@@ -116,7 +116,8 @@ class _RowRun:
                 [part._replace(key=part.key - keys.start) for part in parts],
                 None if band.others is None else self._other_angles(band.others, keys),
             )
-            before, places = (keys, wanted) if is_moved or stepped is not None else (slice(0, 0), wanted)
+            goes_on = some and (is_moved or stepped is not None)
+            before, places = (keys if goes_on else slice(0, 0)), wanted
 
     def _stepped(self, wanted: Tensor, places: Tensor, distance: Tensor) -> slice | None:
         """Return which keys go to other places than the band before left them in, if all make the same step.
@@ -179,7 +180,7 @@ class _RowRun:
             values = all_values[:, :, band.slots]
             if band.angles is None:
                 assert some is not None
-                rotated = some[:, :, band.queries]
+                rotated = some[:, :, band.queries].contiguous()  # kernels read each many times
             else:
                 rotated = rotate(query[:, :, band.queries], band.angles)
             if band.others is not None:

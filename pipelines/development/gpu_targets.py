@@ -23,7 +23,7 @@ TWO_BANDS = ("rerope", "leaky_rerope", "self_extend", "lm_infinite", "streaming_
 STOPPED = "stopped.json"  # lies in the folder of a stage that took too long
 
 
-class Target(NamedTuple):
+class SpeedTarget(NamedTuple):
     """What a method is to reach, at most.
 
     Attributes:
@@ -46,14 +46,14 @@ class Target(NamedTuple):
         return f"{self.method} at {self.length} of {shape}: at most {self.most} {asked}"
 
 
-def targets(long: str, middle: str, longest: str) -> list[Target]:
+def targets(long: str, middle: str, longest: str) -> list[SpeedTarget]:
     """Return the targets; the lengths are labels such as "128k"."""
     return [
-        Target("mesa", long, "prefill", 0.33),
-        Target("mesa", long, "floor", 1.3),
-        Target("mesa", long, "decode", 1.1),
-        *(Target(name, middle, "prefill", 2.2) for name in TWO_BANDS),
-        Target("mesa", longest, "memory", 0.0),
+        SpeedTarget("mesa", long, "prefill", 0.33),
+        SpeedTarget("mesa", long, "floor", 1.3),
+        SpeedTarget("mesa", long, "decode", 1.1),
+        *(SpeedTarget(name, middle, "prefill", 2.2) for name in TWO_BANDS),
+        SpeedTarget("mesa", longest, "memory", 0.0),
     ]
 
 
@@ -92,7 +92,7 @@ def run_stage(folder: Path, arguments: Sequence[str], limit_s: float) -> None:
     part.rename(folder)
 
 
-def measured(folder: Path, target: Target) -> float | None:
+def measured(folder: Path, target: SpeedTarget) -> float | None:
     """Return how far a method is: a ratio, for memory 0 if it was enough and 1 if not; None: nothing was measured.
 
     Args:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mesa_lm.pipelines.development import gpu_targets
-from mesa_lm.pipelines.development.gpu_targets import Target, measured, methods_of, run_stage, targets
+from mesa_lm.pipelines.development.gpu_targets import SpeedTarget, measured, methods_of, run_stage, targets
 
 
 def save(folder, method, prefill, decode, oom=0.0, **values):
@@ -39,7 +39,7 @@ def test_plain_attention_is_not_asked_for_where_it_takes_longest():
 def test_a_stage_that_takes_too_long_is_a_result_and_one_that_fails_is_not(tmp_path):
     run_stage(tmp_path / "slow", ["--lengths", "1k"], limit_s=0.01)
     assert json.loads((tmp_path / "slow" / "stopped.json").read_text()) == {"limit_s": 0.01}
-    assert measured(tmp_path, Target("mesa", "slow", "prefill", 1.0)) is None
+    assert measured(tmp_path, SpeedTarget("mesa", "slow", "prefill", 1.0)) is None
     with pytest.raises(subprocess.CalledProcessError):
         run_stage(tmp_path / "wrong", ["--device", "none"], limit_s=60)
     assert not (tmp_path / "wrong").exists()
