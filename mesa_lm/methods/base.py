@@ -153,6 +153,7 @@ class Method:
         """Which cached tokens the bands of later tokens hold, so that all others may be dropped; None: all."""
         return None
 
+    @property
     def is_calibrated(self) -> bool:
         """Whether some of the values were fitted to the model on data, and do not follow from T."""
         return False

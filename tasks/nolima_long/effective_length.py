@@ -12,7 +12,7 @@ BASE_LENGTHS = (250, 500, 1000)  # tokens
 KEPT = 0.85  # share of the base score above which a length counts
 
 
-def summary(samples: Mapping[int, Iterable[Mapping[str, Any]]]) -> dict[str, float]:
+def base_score_and_effective_length(samples: Mapping[int, Iterable[Mapping[str, Any]]]) -> dict[str, float]:
     """Sum up the lengths of a run.
 
     Args:

@@ -119,9 +119,12 @@ def test_base_score_and_effective_length_are_those_of_the_authors():
         4000: logged({"a": [1, 0], "b": [0, 0]}),
     }
     # a: max(.5, 0, 1), b: max(0, .5, 0); the threshold is 0.6375
-    assert effective_length.summary(samples) == {"base_score": 0.75, "effective_length": 2000}
-    assert effective_length.summary({n: samples[n] for n in (250, 500, 1000)})["effective_length"] == 0
-    assert effective_length.summary({n: samples[n] for n in (250, 500, 2000)}) == {}
+    assert effective_length.base_score_and_effective_length(samples) == {"base_score": 0.75, "effective_length": 2000}
+    assert (
+        effective_length.base_score_and_effective_length({n: samples[n] for n in (250, 500, 1000)})["effective_length"]
+        == 0
+    )
+    assert effective_length.base_score_and_effective_length({n: samples[n] for n in (250, 500, 2000)}) == {}
 
 
 class Reader(LM):
