@@ -10,9 +10,10 @@ from mesa_lm.attention.bands import Sum, attend_part, merge_rounded
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
 from mesa_lm.attention.kernels import Scoring, additive_mask
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.noise import attend_noisily
 from mesa_lm.attention.parts import Part, parts_of
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.geometry import Band, Extent
+from mesa_lm.methods.geometry import Band, Extent, Noise
 
 
 class BandPass:
@@ -33,7 +34,7 @@ class BandPass:
             encoding: The layers' position encoding.
         """
         extents = tokens.extents()
-        self._runs = [_RowRun(tokens, run, extents[run.start], method, encoding) for run in tokens.neighbours(extents)]
+        self._runs = [RowRun(tokens, run, extents[run.start], method, encoding) for run in tokens.neighbours(extents)]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output; shapes as in `GroupPass`."""
@@ -41,7 +42,7 @@ class BandPass:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-class _PlannedBand(NamedTuple):
+class PlannedBand(NamedTuple):
     """A band with what all layers share.
 
     Attributes:
@@ -52,6 +53,7 @@ class _PlannedBand(NamedTuple):
         shift: By how much.
         goes_on: Keys are taken as the band before has left them; else as they are stored.
         parts: What its queries see, keys counted from the first of the range.
+        noise: As in `Band`.
     """
 
     queries: slice
@@ -61,9 +63,10 @@ class _PlannedBand(NamedTuple):
     shift: Angles | None
     goes_on: bool
     parts: list[Part]
+    noise: Noise | None
 
 
-class _RowRun:
+class RowRun:
     """Rows of a pass that are neighbours in the cache and hold equally many tokens of equally long inputs."""
 
     def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
@@ -83,7 +86,7 @@ class _RowRun:
         self._rounds_merge = method.rounds_merge
         self._masks: dict[Part, Tensor] = {}
 
-    def _planned(self, bands: tuple[Band, ...]) -> Iterator[_PlannedBand]:
+    def _planned(self, bands: tuple[Band, ...]) -> Iterator[PlannedBand]:
         """Yield the bands; where their keys were left by the band before, few have to be moved for bands alike."""
         before = slice(0, 0)
         places = self._stored_at[before]
@@ -104,14 +107,16 @@ class _RowRun:
             distance = wanted - (places if goes_on else stored)
             queries = slice(None) if band.queries is None else evenly_apart(band.queries)
             assert queries is not None, "queries of a band are at equal distances"
-            yield _PlannedBand(
+            shift = self._encoding.interpolated_shift if band.interpolated else self._encoding.shift
+            yield PlannedBand(
                 queries,
                 self._encoding.angles(band.query_position[None]),
                 keys,
                 moved,
-                None if moved is None else self._encoding.shift(distance[moved][None]),
+                None if moved is None else shift(distance[moved][None]),
                 goes_on,
                 [part._replace(key=part.key - keys.start) for part in parts],
+                band.noise,
             )
             before, places = (keys, wanted) if moved is not None else (slice(0, 0), wanted)
 
@@ -122,32 +127,49 @@ class _RowRun:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `BandPass.attend`, for these rows."""
-        stored = rotate(key, self._key_angles)
-        if self._key_scale is not None:
-            stored = multiply(stored, self._key_scale, self._spared)
-        self._cache.write(layer, self._cached, self._past, stored, value)
-        if self._query_scale is not None:
-            query = multiply(query, self._query_scale, self._spared)
-        all_keys, all_values = self._cache.seen(layer, self._cached, self._past + self._new)
-        keys, sums = all_keys, list[Sum]()
-        for band in self._bands:
-            if band.goes_on:
-                assert band.moved is not None and band.shift is not None
-                keys[:, :, band.moved] = rotate(keys[:, :, band.moved], band.shift)
-            else:
-                keys = all_keys[:, :, band.keys]
-                keys = keys if band.shift is None else rotate(keys, band.shift)
-            values, rotated = all_values[:, :, band.keys], rotate(query[:, :, band.queries], band.angles)
+        sums = list[Sum]()
+        for band, own, keys, values in self.scored(layer, query, key, value):
+            if band.noise is not None:
+                return attend_noisily(own, keys, values, scoring, band.noise, layer)
             if not sums or self._rounds_merge:
                 sums.append(Sum(query))
             for part in band.parts:
-                partial = attend_part(part, rotated, keys, values, scoring, self._mask(part, query))
+                partial = attend_part(part, own, keys, values, scoring, self.mask(part, query))
                 if len(self._bands) == len(band.parts) == 1 and part.problems == 1:
                     return partial.output
                 sums[-1].add(partial, part, band.queries)
         return merge_rounded(sums) if self._rounds_merge else sums[0].output()
 
-    def _mask(self, part: Part, like: Tensor) -> Tensor | None:
+    def scored(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Iterator[tuple[PlannedBand, Tensor, Tensor, Tensor]]:
+        """Store keys and values, and yield each band with its queries, keys and values where it scores them."""
+        stored = rotate(key, self._key_angles)
+        if self._key_scale is not None:
+            stored = multiply(stored, self._key_scale, self._spared)
+        self._write(layer, stored, value)
+        if self._query_scale is not None:
+            query = multiply(query, self._query_scale, self._spared)
+        keys, values = key, value
+        for band in self._bands:
+            if band.goes_on:
+                assert band.moved is not None and band.shift is not None
+                keys[:, :, band.moved] = rotate(keys[:, :, band.moved], band.shift)
+            else:
+                keys, values = self._held(layer, band.keys)
+                keys = keys if band.shift is None else rotate(keys, band.shift)
+            yield band, rotate(query[:, :, band.queries], band.angles), keys, values
+
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Store keys, where they are cached, and values of the new tokens."""
+        self._cache.write(layer, self._cached, self._past, key, value)
+
+    def _held(self, layer: int, tokens: slice) -> tuple[Tensor, Tensor]:
+        """Return keys and values of a range of tokens from the cache."""
+        keys, values = self._cache.seen(layer, self._cached, tokens.stop)
+        return keys[:, :, tokens], values[:, :, tokens]
+
+    def mask(self, part: Part, like: Tensor) -> Tensor | None:
         """Return a slanted part's mask, made once for all layers."""
         if part.shape != "slanted":
             return None

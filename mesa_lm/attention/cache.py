@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache
 from mesa_lm.attention.encoding import rotate
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.errors import ModelError, UsageError
+from mesa_lm.methods.recall import Memory
 from mesa_lm.methods.weaves import Placement
 
 
@@ -21,12 +22,14 @@ class CachedRow:
         prompt_len: Length of its prompt in tokens.
         weave: Positions at which its keys are stored; None is linear.
         recent_len: Length up to which the buffers of recent keys follow it; -1: they do not.
+        away: Tokens whose keys and values lie in host memory, in layers without a window; later ones have closed up.
     """
 
     length: int = 0
     prompt_len: int = 0
     weave: Placement | None = None
     recent_len: int = -1
+    away: range = range(0)
 
 
 class WovenCache:
@@ -42,6 +45,8 @@ class WovenCache:
         recent_keys: Per layer the last keys at their true positions, where decoding needs them beside those that are
             stored; token i lies in slot i modulo the number of slots.
         recent_values: Per layer, like recent_keys.
+        memories: Per layer what each row's tokens have left behind beside keys and values, under some methods.
+        host: Keys and values that lie in host memory; a row's first token there is the first one of `away`.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -51,6 +56,8 @@ class WovenCache:
         self.values: dict[int, Tensor] = {}
         self.recent_keys: dict[int, Tensor] = {}
         self.recent_values: dict[int, Tensor] = {}
+        self.memories: dict[int, list[Memory | None]] = {}
+        self.host: WovenCache | None = None
 
     @classmethod
     def from_rotated(cls, cache: Cache, columns: list[Tensor], layers: Layers) -> "WovenCache":
@@ -97,7 +104,9 @@ class WovenCache:
                 woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
         return woven
 
-    def write(self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor) -> None:
+    def write(
+        self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor, whole_prompt: bool = True
+    ) -> None:
         """Store keys and values of consecutive tokens of neighbouring rows.
 
         Args:
@@ -106,9 +115,10 @@ class WovenCache:
             start: Slot of the first token.
             key: (rows, num_kv_heads, len, head_dim), rotated.
             value: (rows, num_kv_heads, len, head_dim).
+            whole_prompt: Make room for the rows' prompts at once.
         """
         end = start + key.shape[2]
-        self._reserve(layer, max(end, *(row.prompt_len for row in self.rows[rows])), key)
+        self._reserve(layer, max(end, *(row.prompt_len * whole_prompt for row in self.rows[rows])), key)
         self.keys[layer][rows, :, start:end] = key
         self.values[layer][rows, :, start:end] = value
 
@@ -192,6 +202,29 @@ class WovenCache:
             values[batch, :, dropped.start : dropped.start + kept] = values[batch, :, dropped.stop : row.length].clone()
         row.length -= len(dropped)
 
+    def move_away(self, batch: int, away: range, layers: Layers) -> None:
+        """Move keys and values of a row from the device to host memory; those after them close up.
+
+        Args:
+            batch: Row.
+            away: Tokens that are to lie there; those that do already are its first ones.
+            layers: The model's layers; those with a window of their own keep their keys.
+        """
+        row = self.rows[batch]
+        before, count = len(row.away), len(away) - len(row.away)
+        if count <= 0:
+            return
+        self.host = self.host or WovenCache(len(self.rows))
+        held, one = row.length - before, slice(batch, batch + 1)
+        leaving, staying = slice(away.start, away.start + count), slice(away.start + count, held)
+        for group, members in layers.members():
+            for layer in members if group.window is None else ():
+                keys, values = self.keys[layer][one], self.values[layer][one]
+                self.host.write(layer, one, before, keys[:, :, leaving].cpu(), values[:, :, leaving].cpu())
+                for states in (keys, values):
+                    states[:, :, away.start : held - count] = states[:, :, staying].clone()
+        row.away = away
+
     def _reserve(self, layer: int, length: int, like: Tensor) -> None:
         """Make room for `length` tokens per row; a growing buffer gets an eighth more than it needs.
 
@@ -214,6 +247,10 @@ class WovenCache:
         for buffers in (self.keys, self.values, self.recent_keys, self.recent_values):
             for layer, buffer in buffers.items():
                 buffers[layer] = buffer.index_select(0, indices.to(buffer.device))
+        for layer, memories in self.memories.items():
+            self.memories[layer] = [memories[i] for i in indices.tolist()]
+        if self.host is not None:
+            self.host.select(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens of every row.
@@ -222,10 +259,11 @@ class WovenCache:
             tokens_to_remove: Their number, negative as in transformers.
 
         Raises:
-            UsageError: Keys were moved or dropped for tokens that came later, which cannot be taken back.
+            UsageError: Keys were moved or dropped for tokens that came later, or these left something behind, which
+                cannot be taken back.
         """
         count = abs(tokens_to_remove)
-        if any(row.weave is not None or row.length != self.columns for row in self.rows):
+        if self.memories or any(row.weave is not None or row.length != self.columns for row in self.rows):
             raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
         for row in self.rows:
             row.length -= count

@@ -33,6 +33,7 @@ class _SeenKeys:
         visible: (places, keys) which keys each of them scores; None: all.
         distance: (keys,) how far the keys are moved; None: they are not.
         is_recent: Whether they are taken from the buffer of recent keys.
+        interpolated: As in `Band`.
     """
 
     start: int
@@ -41,6 +42,7 @@ class _SeenKeys:
     visible: Tensor | None = None
     distance: Tensor | None = None
     is_recent: bool = False
+    interpolated: bool = False
     shift: Angles | None = field(default=None)
     mask: Tensor | None = field(default=None)
 
@@ -134,7 +136,7 @@ class _TokenRun:
             visible = distance == torch.tensor(values)[:, None] if len(values) > 1 else None
             return _SeenKeys(start, end, slice(first, len(self._places)), visible)
         self._places.append(place)
-        seen = _SeenKeys(start, end, slice(first, first + 1), None, distance)
+        seen = _SeenKeys(start, end, slice(first, first + 1), None, distance, interpolated=band.interpolated)
         last = float(band.key_position(index[-1:]))
         seen.is_recent = start > 0 and end == self._past + 1 and last == self._past and not self._follows_length
         return seen
@@ -157,7 +159,8 @@ class _TokenRun:
         self._both_angles = Angles(angles.cos[:, count:], angles.sin[:, count:])
         place = count + 2
         for seen, distance in zip(moved, numbers[1:], strict=True):
-            seen.shift = self._encoding.shift(on_device[None, place : place + len(distance)])
+            shift = self._encoding.interpolated_shift if seen.interpolated else self._encoding.shift
+            seen.shift = shift(on_device[None, place : place + len(distance)])
             place += len(distance)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:

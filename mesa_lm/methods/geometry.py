@@ -83,6 +83,18 @@ class Extent(NamedTuple):
     total: int
 
 
+class Noise(NamedTuple):
+    """Normal noise on the scores of a band.
+
+    Attributes:
+        deviation: Its standard deviation, from the indices of queries and of keys, which broadcast.
+        seed: Of the draws.
+    """
+
+    deviation: Callable[[Tensor, Tensor], Tensor]
+    seed: int
+
+
 class Band(NamedTuple):
     """Keys start <= j < end of some queries, scored at one pair of positions.
 
@@ -92,6 +104,8 @@ class Band(NamedTuple):
         query_position: (q_len,) where the queries are scored, integers or fractions.
         key_position: Where keys are scored, from their indices.
         queries: (q_len,) which of the given queries these are, at equal distances; None for all.
+        interpolated: A key between two whole positions is scored between its scores there, linearly.
+        noise: Added to the scores, in a method's only band; None for none.
     """
 
     start: Tensor
@@ -99,3 +113,5 @@ class Band(NamedTuple):
     query_position: Tensor
     key_position: Callable[[Tensor], Tensor]
     queries: Tensor | None = None
+    interpolated: bool = False
+    noise: Noise | None = None

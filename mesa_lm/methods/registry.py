@@ -7,12 +7,15 @@ from mesa_lm.errors import MethodError, unknown_name
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.dual_chunk import DualChunk
 from mesa_lm.methods.dynamic_ntk import DynamicNTK
+from mesa_lm.methods.gali import GALI
+from mesa_lm.methods.infllm import InfLLM
 from mesa_lm.methods.installed import installed_method, installed_methods
 from mesa_lm.methods.leaky_rerope import LeakyReRoPE
 from mesa_lm.methods.lm_infinite import LMInfinite
 from mesa_lm.methods.mesa import Mesa
 from mesa_lm.methods.mesa_released import MesaReleased
 from mesa_lm.methods.origin import Origin
+from mesa_lm.methods.reattention import ReAttention
 from mesa_lm.methods.rerope import ReRoPE
 from mesa_lm.methods.rope_scaling import LinearScaling, NTKScaling, YaRN
 from mesa_lm.methods.self_extend import SelfExtend
@@ -35,6 +38,9 @@ METHODS: tuple[type[Method], ...] = (
     NTKScaling,
     LinearScaling,
     YaRN,
+    InfLLM,
+    ReAttention,
+    GALI,
 )
 
 
