@@ -104,9 +104,7 @@ class WovenCache:
                 woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
         return woven
 
-    def write(
-        self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor, whole_prompt: bool = True
-    ) -> None:
+    def write(self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor, whole_prompt: bool = True) -> None:
         """Store keys and values of consecutive tokens of neighbouring rows.
 
         Args:

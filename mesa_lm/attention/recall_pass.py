@@ -47,7 +47,7 @@ class _PieceRun(RowRun):
         self._choosing_angles = self._encoding.angles(torch.full((1, self._new), method.recalled_from))
         if method.remembers:
             index = torch.arange(self._past, self._past + self._new)
-            window = method.bands(index, extent)[0]
+            window = (method.bands(index, extent) or ())[0]
             seen = torch.arange(int(window.start.min()), int(window.end.max()))
             visible = (seen >= window.start[:, None]) & (seen < window.end[:, None])
             self._hidden = ~visible.to(encoding.device)
@@ -70,7 +70,7 @@ class _PieceRun(RowRun):
         recalled = method.recall(rotate(query, self._choosing_angles)[0], cached, self._past, memory)
         if recalled is not None:
             partial = self._attend_recalled(layer, recalled, query, scoring)
-            total.add(partial, Part("full", 0, 0, self._new, recalled.index.shape[1]), slice(None))
+            total.add(partial, Part("full", 0, 0, self._new, recalled.key_index.shape[1]), slice(None))
         if method.remembers:
             received = received_attention(*window, total.lse, self._hidden, scoring)
             memories[self._row] = method.remember(memory, received, cached, self._past, self._new)
@@ -79,7 +79,7 @@ class _PieceRun(RowRun):
 
     def _attend_recalled(self, layer: int, recalled: Recalled, query: Tensor, scoring: Scoring) -> Partial:
         """Attend to the chosen keys, where they are scored."""
-        key, value = self._chosen(layer, recalled.index, query.shape[1])
+        key, value = self._chosen(layer, recalled.key_index, query.shape[1])
         if recalled.key_position is not None:
             key = rotate(key, self._encoding.shift(recalled.key_position[None]))
         query = rotate(query, self._encoding.angles(recalled.query_position[None]))

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GALI(ScaledMethod):
-    """Give all keys new positions in every piece of m > T tokens so far: groups of g tokens share a unit, the last none.
+    """Give all keys new positions within T for every piece: far ones in groups that share a unit, the last alone.
 
-    g = ceil((m - w) / (T - w)), the fewest that let the last w tokens stand one apart. A key between two whole
-    positions is scored between its scores there.
+    After a piece there are m > T tokens; groups have g = ceil((m - w) / (T - w)). A key between two whole positions is
+    scored between its scores there.
 
     Source: GALI, EMNLP 2025, arXiv 2502.02659; help_funcs.py and patches/Llama.py of github.com/adlnlp/Gali.
     """
@@ -30,7 +30,10 @@ class GALI(ScaledMethod):
 
     log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
     local_window: int = parameter(
-        lambda T: min(128, T // 16), "last tokens w that stand one apart for certain", shown="min(128, T/16)", at_least=0
+        lambda T: min(128, T // 16),
+        "last tokens w that stand one apart for certain",
+        shown="min(128, T/16)",
+        at_least=0,
     )
     chunk_size: int = parameter(
         lambda T: max(1, min(3000, 3 * T // 2)),
@@ -39,7 +42,10 @@ class GALI(ScaledMethod):
         at_least=1,
     )
     chunk_growth: float | None = parameter(
-        None, "tokens of a piece beyond T as a share of those before it, in place of chunk_size", at_least=0.001, at_most=1
+        None,
+        "tokens of a piece beyond T as a share of those before it, in place of chunk_size",
+        at_least=0.001,
+        at_most=1,
     )
     interpolate_logits: bool = parameter(
         True, "interpolate scores between whole positions; else rotate by fractions, queries too"

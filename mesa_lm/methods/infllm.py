@@ -73,9 +73,7 @@ class InfLLM(RecallMethod):
                 f"infllm: exc_block_size must be at most n_local={self.n_local}, found {self.exc_block_size}"
             )
         if self.repr_topk > self.block_size:
-            raise MethodError(
-                f"infllm: repr_topk must be at most block_size={self.block_size}, found {self.repr_topk}"
-            )
+            raise MethodError(f"infllm: repr_topk must be at most block_size={self.block_size}, found {self.repr_topk}")
 
     @override
     def reach(self) -> Reach:

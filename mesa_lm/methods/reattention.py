@@ -40,7 +40,10 @@ class ReAttention(RecallMethod):
     )
     topk: int = parameter(4, "best keys of a query in a head", at_least=0)
     span: int = parameter(
-        lambda T: max(1, min(32, T // 16)), "keys seen around a best one, itself included", shown="min(32, T/16)", at_least=1
+        lambda T: max(1, min(32, T // 16)),
+        "keys seen around a best one, itself included",
+        shown="min(32, T/16)",
+        at_least=1,
     )
     chunk_size: int = parameter(
         lambda T: max(1, min(512, T // 16)),

@@ -22,12 +22,12 @@ class Recalled(NamedTuple):
     """Keys of the past that a piece chose. All of its queries see them, beside what the method's bands say.
 
     Attributes:
-        index: (1 or num_heads, count) which keys, for all heads or for each query head.
+        key_index: (1 or num_heads, count) which keys, for all heads or for each query head.
         query_position: (q_len,) where the queries are scored.
         key_position: (count,) where the keys are scored; None: all at 0.
     """
 
-    index: Tensor
+    key_index: Tensor
     query_position: Tensor
     key_position: Tensor | None = None
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import random_ids
+from helpers import distinct_ids, random_ids
 from method_cases import CASES
 from stand_in_accelerator import OnDevice, StandIn, on_device, on_host
 from tiny_models import tiny_model
@@ -10,13 +10,19 @@ from tiny_models import tiny_model
 import mesa_lm
 
 # Angles of keys that change with every token; which keys stand one step nearer.
-COPIES = {"dynamic_ntk": 3, "stair": 2}
+COPIES = {"dynamic_ntk": 3, "stair": 2, "infllm": 7, "reattention": 7, "gali": 3}
+CHOOSING = ("infllm", "reattention")
+# How many keys a layer has chosen, in each of the two.
+WAITS = {"reattention": 2}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.04}
 
 
 def run(model, name, prompt, tokens, stand_in=None):
     """Logits of a prompt and of tokens after it; and what the last token counts."""
-    with mesa_lm.extrapolate(model, name, **CASES[name].short), torch.no_grad():
+    # In sixteen bits another kernel's rounding may choose other keys: there all are chosen.
+    half = name in CHOOSING and model.dtype != torch.float32
+    options = CASES[name].short | ({"topk": 999} if half else {})
+    with mesa_lm.extrapolate(model, name, **options), torch.no_grad():
         output = model(prompt, use_cache=True)
         logits = [output.logits]
         for token in tokens:
@@ -30,15 +36,16 @@ def run(model, name, prompt, tokens, stand_in=None):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_those_of_the_cpu(name, dtype):
-    model, ids = tiny_model().to(dtype), random_ids(153)
+    options = {"vocab_size": 211} if name in CHOOSING else {}
+    model, ids = tiny_model(**options).to(dtype), (distinct_ids if name in CHOOSING else random_ids)(153)
     prompt, tokens = ids[None, :150], [token.view(1, 1) for token in ids[150:]]
     expected, _ = run(model, name, prompt, tokens)
-    there = on_device(tiny_model().to(dtype))
+    there = on_device(tiny_model(**options).to(dtype))
     with StandIn() as stand_in:
         found, taken = run(there, name, OnDevice(prompt), [OnDevice(token) for token in tokens], stand_in)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=TOLERANCE[dtype], rtol=0)
-    assert taken.get("waits", 0) == 0
+    assert taken.get("waits", 0) == WAITS.get(name, 0)
     assert taken.get("copies", 0) <= COPIES.get(name, 1)
     if name not in ("linear", "ntk", "yarn"):
         assert stand_in.counts["efficient" if dtype == torch.float32 else "flash"] > 0
