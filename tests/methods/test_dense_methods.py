@@ -129,7 +129,7 @@ def test_detaching_restores_the_model(name):
 def test_short_inputs_are_left_to_the_model():
     model = tiny_model()
     untouched = {"rerope": 11, "leaky_rerope": 11, "stair": 12, "self_extend": 10, "lm_infinite": 41, "dual_chunk": 25}
-    for name, length in {**untouched, "streaming_llm": 41, "dynamic_ntk": 41}.items():
+    for name, length in {**untouched, "streaming_llm": 41, "dynamic_ntk": 41, "reattention": 22, "gali": 41}.items():
         ids = random_ids(length)[None]
         before = model(ids).logits
         with mesa_lm.extrapolate(model, name) as handle:
@@ -145,6 +145,8 @@ def test_short_inputs_are_left_to_the_model():
         ("stair", {"extrapolated_position": 20, "extrapolated_width": 4}, 101),
         ("leaky_rerope", {"window": 11, "scaling_factor": 2.5}, 84),
         ("mesa", {"extrapolated_position": 12, "last_chunk": 9, "reweave_every": 5, "extrapolated_width": 4}, 105),
+        ("reattention", {"recall_clip": "all"}, 41),
+        ("reattention", {"original_positions": True}, 41),
         ("linear", {"factor": 3}, 123),
         ("ntk", {"factor": 3}, 123),
         ("yarn", {"factor": 3}, 123),
@@ -180,6 +182,8 @@ def test_impossible_settings_are_warned_about(caplog):
         ("streaming_llm", {"start_size": 4, "recent_size": 40}, "start_size=4, recent_size=40 needs 45 positions"),
         ("lm_infinite", {"n_local": 41, "distance_limit": 77}, "needs 77 positions"),
         ("dual_chunk", {"chunk_size": 41}, "chunk_size=41 needs 42 positions"),
+        ("infllm", {"n_local": 42}, "n_local=42 needs 42 positions"),
+        ("reattention", {"n_local": 39}, "n_init=2, n_local=39, recall_clip=1, span=2 needs 43 positions"),
     ):
         caplog.clear()
         mesa_lm.extrapolate(model, name, **options).remove()
