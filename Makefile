@@ -15,8 +15,10 @@ help: ## list the targets
 run: .venv/installed ## evaluate the demo model, as the README shows
 	$(BIN)/lm_eval --model mesa-hf --tasks passkey_long
 
+# Two at a time, each file by one process, in the order of the folders: the long files of pipelines come early enough.
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 test: .venv/installed-test ## run the fast tests
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest $(TWO_PROCESSES)
 
 check: lint types test ## all that a change must pass
 

@@ -6,16 +6,12 @@ import pytest
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
-from packed_model import SHAPES, load_packed
 from word_model import TRAIN_LENGTH, WORDS, pairs, requests, text
 
-from mesa_lm.errors import MesaError, MethodError, ModelError, UsageError
+from mesa_lm.errors import UsageError
 from mesa_lm.harness import model as harness
 from mesa_lm.harness import progress_bar, untruncated
-from mesa_lm.harness.model import HF_KEYWORDS, MesaHFLM
-from mesa_lm.harness.model_args import check_store, checked_source, split_model_args
-from mesa_lm.methods.registry import make_method
-from mesa_lm.models.attach import extrapolate
+from mesa_lm.harness.model import MesaHFLM
 
 # float32; rows of a batch take part in matrix products of other shapes, which round differently.
 TOLERANCE = 1e-4
@@ -180,98 +176,6 @@ def test_saved_results_name_the_method_and_every_parameter(model_path):
     assert (origin["method"], origin["parameters"], origin["train_length"]) == ("origin", {}, TRAIN_LENGTH)
 
 
-@pytest.fixture
-def no_weights(monkeypatch):
-    def load(*args, **kwargs):
-        pytest.fail("weights were loaded")
-
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"method": "messa"}, MethodError, r"unknown method 'messa'; did you mean 'mesa'\? \(allowed: .*origin"),
-        ({"method": None}, MethodError, "unknown method 'None'"),
-        (
-            {"frist_chunk": 3},
-            MethodError,
-            r"unknown parameter 'frist_chunk' .*did you mean 'first_chunk'\?.*allowed: tr",
-        ),
-        ({"batchsize": 3}, MethodError, r"did you mean 'batch_size'\?"),
-        ({"method": "origin", "first_chunk": 3}, MethodError, "a parameter of mesa .allowed: none;"),
-        ({"first_chunk": 0}, MethodError, "first_chunk must be an integer of at least 1, found 0"),
-        ({"first_chunk": TRAIN_LENGTH}, MethodError, f"train_length={TRAIN_LENGTH}"),
-        ({"pretrained": "/nowhere/at/all"}, ModelError, "no model at '/nowhere/at/all'"),
-        ({"pretrained": 7}, ModelError, "found 7"),
-        # The method is looked at first.
-        ({"pretrained": "/nowhere/at/all", "method": "messa"}, MethodError, "unknown method"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_weights_are_loaded(model_path, no_weights, options, error, message):
-    with pytest.raises(error, match=message) as caught:
-        MesaHFLM(**{"pretrained": model_path, "device": "cpu", **options})
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unsupported_model_is_refused_before_weights_are_loaded(model_path, no_weights, tmp_path):
-    transformers.GPT2Config(n_layer=1).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="'gpt2' is not supported"):
-        MesaHFLM(pretrained=str(tmp_path), tokenizer=model_path, device="cpu")
-
-
-def test_an_encoder_decoder_model_is_refused(model_path, no_weights, tmp_path):
-    transformers.T5Config(num_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="causal language models only, found 't5'"):
-        MesaHFLM(pretrained=str(tmp_path), tokenizer=model_path, device="cpu", method="origin")
-
-
-def test_a_keyword_that_transformers_refuses_is_explained(model_path):
-    with pytest.raises(
-        MethodError, match=r"unknown parameter 'chunk' of method 'mesa'; did you mean .*allowed: train_le"
-    ):
-        MesaHFLM(pretrained=model_path, device="cpu", chunk=3)
-
-
-def test_a_folder_without_a_model_and_an_unreachable_name_give_one_line(tmp_path, model_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for pretrained in (str(tmp_path), "someone/no-such-model"):
-        with pytest.raises(ModelError, match="cannot load the model") as caught:
-            MesaHFLM(pretrained=pretrained, device="cpu")
-        assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match="cannot load the tokenizer"):
-        MesaHFLM(pretrained=model_path, tokenizer=str(tmp_path), device="cpu")
-
-
-def test_checked_source_names_the_nearest_folder(tmp_path, monkeypatch):
-    (tmp_path / "llama-7b").mkdir()
-    with pytest.raises(MesaError, match=r"did you mean '.*llama-7b'"):
-        checked_source(str(tmp_path / "lama-7b"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert checked_source("~/llama-7b") == str(tmp_path / "llama-7b")
-    assert checked_source("someone/a-model") == "someone/a-model"
-
-
-def test_keywords_of_transformers_are_left_to_it():
-    known = {**transformers.LlamaConfig().to_dict(), "device_map": 1, "attn_implementation": 1, "load_in_8bit": 1}
-    known |= dict.fromkeys(["torch_dtype", "max_memory", "token", "cache_dir", "local_files_only", "use_safetensors"])
-    _, others = split_model_args("mesa", known, HF_KEYWORDS)
-    assert others == known
-
-
-def test_hf_options_reach_transformers(model_path):
-    lm = MesaHFLM(pretrained=model_path, device="cpu", attn_implementation="eager", dtype="bfloat16", last_chunk=29)
-    assert lm.model.config._attn_implementation == "eager"
-    assert lm.model.dtype == torch.bfloat16
-    assert lm.method.last_chunk == 29
-
-
-@pytest.mark.parametrize("size", [-1, float("inf"), "2", True])
-def test_an_impossible_size_of_the_chunk_store_is_refused(size):
-    with pytest.raises(UsageError, match="chunk_store_gib must be a number of GiB, 0 for none"):
-        check_store(size)
-
-
 def test_a_loaded_model_can_be_given(model_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(model_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
@@ -317,124 +221,6 @@ def test_peft_models_are_extrapolated(model_path, tmp_path):
     ours, theirs = answers(lm, [131, 211]), answers(merged, [131, 211])
     assert [score for score, _ in ours[0]] == pytest.approx([score for score, _ in theirs[0]], abs=TOLERANCE)
     assert ours[2] == theirs[2]
-
-
-def test_another_method_runs_on_the_weights_that_are_loaded(model_path):
-    switched = MesaHFLM(pretrained=model_path, method="origin", batch_size=1)
-    weights = switched.model.state_dict()["lm_head.weight"].data_ptr()
-    asked = requests("loglikelihood", (text(90, 1), text(4, 2)))
-    for method, options in (("mesa", {}), ("rerope", {"window": 7}), ("origin", {}), ("stair", {})):
-        switched.switch(make_method(method, **options))
-        fresh = MesaHFLM(pretrained=model_path, method=method, batch_size=1, **options)
-        assert switched.loglikelihood(asked) == fresh.loglikelihood(asked)
-        assert switched.get_model_info()["mesa_lm"] == fresh.get_model_info()["mesa_lm"]
-    assert switched.model.state_dict()["lm_head.weight"].data_ptr() == weights
-
-
-def given(model, model_path, method):
-    """A model that is loaded already, with the tokenizer of the tiny one."""
-    return MesaHFLM(model, tokenizer=transformers.AutoTokenizer.from_pretrained(model_path), method=method)
-
-
-def another_family(model_path, monkeypatch, folder):
-    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=56, n_positions=1000)
-    return given(transformers.GPT2LMHeadModel(config).eval(), model_path, "origin"), make_method("mesa")
-
-
-def a_quantiser_s_own_class(model_path, monkeypatch, folder):
-    class Quantised(torch.nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model, self.config, self.device = model, model.config, model.device
-            self.dtype, self.name_or_path, self.tie_weights = model.dtype, "", lambda: None
-
-        def forward(self, input_ids):
-            return self.model(input_ids)
-
-    inner = transformers.AutoModelForCausalLM.from_pretrained(model_path)
-    return given(Quantised(inner).eval(), model_path, "origin"), make_method("mesa")
-
-
-def parameters_that_do_not_fit(model_path, monkeypatch, folder):
-    return MesaHFLM(pretrained=model_path, method="rerope", window=7), make_method("mesa", last_chunk=10_000)
-
-
-def a_refused_rope_type(model_path, monkeypatch, folder):
-    lm = MesaHFLM(pretrained=model_path, method="mesa")
-    monkeypatch.setitem(lm.model.config.rope_parameters, "rope_type", "proportional")
-    return lm, make_method("rerope")
-
-
-def attention_that_is_unknown(model_path, monkeypatch, folder):
-    lm = MesaHFLM(pretrained=model_path, method="ntk")
-    attention = lm.model.model.layers[1].self_attn
-    attention.__class__ = type("OtherAttention", (type(attention),), {})
-    return lm, make_method("mesa")
-
-
-def remote_code_that_computes_something_else(model_path, monkeypatch, folder):
-    return given(load_packed(folder, **SHAPES["rotary"], sharper=1.2), model_path, "origin"), make_method("mesa")
-
-
-def remote_code_that_changed(model_path, monkeypatch, folder):
-    lm = given(load_packed(folder, **SHAPES["rotary"]), model_path, "mesa")
-    lm.model.model.layers[0].self_attn.sharper = 1.2
-    return lm, make_method("rerope")
-
-
-def frequencies_that_fail(model_path, monkeypatch, folder):
-    lm = MesaHFLM(pretrained=model_path, method="mesa")
-    monkeypatch.setattr(type(lm.model.model.rotary_emb), "__init__", lambda *args: 1 / 0)
-    return lm, make_method("ntk")
-
-
-def layers_that_fail_to_change(model_path, monkeypatch, folder):
-    lm = MesaHFLM(pretrained=model_path, method="mesa")
-    monkeypatch.setattr("mesa_lm.models.rotary_modules.replace_method", lambda *args: 1 / 0)
-    return lm, make_method("ntk")
-
-
-def frequencies_that_were_scaled(model_path, monkeypatch, folder):
-    return MesaHFLM(pretrained=model_path, method="ntk"), make_method("mesa", last_chunk=10_000)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        another_family,
-        a_quantiser_s_own_class,
-        parameters_that_do_not_fit,
-        a_refused_rope_type,
-        attention_that_is_unknown,
-        remote_code_that_computes_something_else,
-        remote_code_that_changed,
-        frequencies_that_fail,
-        layers_that_fail_to_change,
-        frequencies_that_were_scaled,
-    ],
-    ids=lambda case: case.__name__,
-)
-def test_where_another_method_cannot_be_attached_the_present_one_stays(case, model_path, monkeypatch, tmp_path):
-    lm, other = case(model_path, monkeypatch, tmp_path)
-    asked = requests("loglikelihood", (text(190, 1), text(4, 2)), (text(190, 1), text(3, 3)))
-    state = lm.method, lm.handle, lm.stock_calls, lm.share_beyond, lm.handle and lm.handle.store
-    before = lm.loglikelihood(asked)
-    with pytest.raises((MesaError, ZeroDivisionError)):
-        lm.switch(other)
-    assert (lm.method, lm.handle, lm.stock_calls, lm.share_beyond, lm.handle and lm.handle.store) == state
-    assert lm.handle is None or lm.handle.is_attached
-    assert lm.loglikelihood(asked) == before
-
-
-def test_a_method_that_somebody_else_attached_stays(model_path):
-    lm = MesaHFLM(pretrained=model_path, method="mesa")
-    lm.handle.remove()
-    with extrapolate(lm.model, "stair") as others:
-        with pytest.raises(ModelError, match="'stair' is attached to this model already"):
-            lm.switch(make_method("rerope"))
-        assert others.is_attached and lm.method.name == "mesa"
-    lm.switch(make_method("rerope"))
-    assert lm.handle.is_attached and lm.method.name == "rerope"
 
 
 def test_requests_share_chunks_unless_told_otherwise(model_path):
