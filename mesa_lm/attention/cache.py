@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache
 from mesa_lm.attention.encoding import rotate
 from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.errors import ModelError, UsageError
-from mesa_lm.methods.recall import Memory
+from mesa_lm.methods.recall import ContextMemory
 from mesa_lm.methods.weaves import Placement
 
 
@@ -56,7 +56,7 @@ class WovenCache:
         self.values: dict[int, Tensor] = {}
         self.recent_keys: dict[int, Tensor] = {}
         self.recent_values: dict[int, Tensor] = {}
-        self.memories: dict[int, list[Memory | None]] = {}
+        self.memories: dict[int, list[ContextMemory | None]] = {}
         self.host: WovenCache | None = None
 
     @classmethod

@@ -11,7 +11,7 @@ from mesa_lm.errors import MethodError
 from mesa_lm.methods.base import Reach
 from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import parameter
-from mesa_lm.methods.recall import Keys, Memory, Recalled, RecallMethod, in_pieces
+from mesa_lm.methods.recall import ContextMemory, Keys, Recalled, RecallMethod, in_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +131,7 @@ class InfLLM(RecallMethod):
         )
 
     @override
-    def recall(self, query: Tensor, keys: Keys, past: int, memory: Memory | None) -> Recalled | None:
+    def recall(self, query: Tensor, keys: Keys, past: int, memory: ContextMemory | None) -> Recalled | None:
         """Return all blocks where there are few, else those with the highest scores of the piece's mean query."""
         blocks = self._held(past)[1]
         count = min(self.topk, blocks)
@@ -146,7 +146,9 @@ class InfLLM(RecallMethod):
         return Recalled(index, chosen.new_full((query.shape[1],), self.recalled_from))
 
     @override
-    def remember(self, memory: Memory | None, received: Tensor, keys: Keys, past: int, new: int) -> Memory:
+    def remember(
+        self, memory: ContextMemory | None, received: Tensor, keys: Keys, past: int, new: int
+    ) -> ContextMemory:
         """Add what the window's tokens received, and represent the blocks that the piece completes."""
         _, before, start = self._held(past)
         _, blocks, following = self._held(past + new)
@@ -167,4 +169,4 @@ class InfLLM(RecallMethod):
             grown = found.new_empty(num_heads, blocks, head_dim)
             grown[:, :before], grown[:, before:] = found, means
             found = grown
-        return Memory(total[:, following - start :], found)
+        return ContextMemory(total[:, following - start :], found)

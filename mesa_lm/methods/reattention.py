@@ -12,7 +12,7 @@ from mesa_lm.errors import MethodError
 from mesa_lm.methods.base import Reach
 from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import parameter
-from mesa_lm.methods.recall import Keys, Memory, Recalled, RecallMethod, in_pieces
+from mesa_lm.methods.recall import ContextMemory, Keys, Recalled, RecallMethod, in_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +117,7 @@ class ReAttention(RecallMethod):
         return (Band(index * 0 + start, index + 1, index, lambda key: key),)
 
     @override
-    def recall(self, query: Tensor, keys: Keys, past: int, memory: Memory | None) -> Recalled | None:
+    def recall(self, query: Tensor, keys: Keys, past: int, memory: ContextMemory | None) -> Recalled | None:
         """Return the first keys and the spans, with positions that lead up to those of the last keys."""
         kv_len = past + query.shape[1]
         if self.is_untouched(kv_len, cached=True):

@@ -32,7 +32,7 @@ class Recalled(NamedTuple):
     key_position: Tensor | None = None
 
 
-class Memory(NamedTuple):
+class ContextMemory(NamedTuple):
     """What tokens leave behind in a layer beside keys and values, under a method that `remembers`.
 
     Attributes:
@@ -70,7 +70,7 @@ class RecallMethod(TrainedMethod):
         """
         return range(0)
 
-    def recall(self, query: Tensor, keys: Keys, past: int, memory: Memory | None) -> Recalled | None:
+    def recall(self, query: Tensor, keys: Keys, past: int, memory: ContextMemory | None) -> Recalled | None:
         """Let a piece choose.
 
         Args:
@@ -84,7 +84,9 @@ class RecallMethod(TrainedMethod):
         """
         raise NotImplementedError
 
-    def remember(self, memory: Memory | None, received: Tensor, keys: Keys, past: int, new: int) -> Memory:
+    def remember(
+        self, memory: ContextMemory | None, received: Tensor, keys: Keys, past: int, new: int
+    ) -> ContextMemory:
         """Return what a piece leaves behind, under a method that `remembers`.
 
         Args:
