@@ -195,7 +195,7 @@ def _rotated(model, pairs, train_length, given_factor):
             if rotates:
                 queries = queries.expand(-1, -1, n, -1)  # (n, heads, n, head_dim)
                 queries = turned(queries, *table(distance, own, layer))
-                keys = turned(key, *table(distance[:1] * 0, own._replace(interpolated=False), layer))
+                keys = turned(key, *table(distance[:1] * 0, own, layer))
             return ((queries * keys).sum(-1) * scaling).transpose(0, 1)
 
         def capped(scores):
