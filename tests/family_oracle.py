@@ -167,7 +167,9 @@ def _rotated(model, pairs, train_length, given_factor):
             tables = zip(table(distance.floor(), whole, layer), table(distance.ceil(), whole, layer), strict=True)
             weight = (distance - distance.floor())[..., None]
             return tuple(torch.lerp(low, high, weight) for low, high in tables)
-        angle = distance[..., None] * (frequency if frequency.ndim == 1 else frequency[: len(distance), None])
+        angle = (distance if distance.ndim == 3 else distance[..., None]) * (
+            frequency if frequency.ndim == 1 else frequency[: len(distance), None]
+        )
         if config.model_type == "gptj":
             return angle.cos() * factor, angle.sin() * factor
         repeated = angle.repeat_interleave(2, -1) if config.model_type in INTERLEAVED_ANGLES else angle.repeat(1, 1, 2)

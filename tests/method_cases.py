@@ -1,9 +1,11 @@
 """What tests know of each method: parameters to draw, and its oracle. A new method needs a line in `CASES`."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import oracles
+import torch
 from hypothesis import strategies as st
 from oracles import Pairs
 
@@ -48,6 +50,45 @@ class Case(NamedTuple):
 
 def _given(width: Any) -> Any:
     return None if width == "auto" else width
+
+
+def _log_n(pairs: Pairs, m: Any, model: Setting) -> Pairs:
+    """Pairs with the method's log-n scaling."""
+    scale = torch.tensor([oracles.log_n(model.T, m.log_n)(t) for t in range(len(pairs.visible))])
+    return pairs._replace(scale=pairs.scale * (scale if pairs.scale.ndim == 1 else scale[:, None]))
+
+
+def _dpe(m: Any, prompt: int, total: int, model: Setting) -> Pairs:
+    auto = [math.ceil(2 * prompt / model.T) if prompt > model.T else 1]
+    sizes = auto if m.scale_factors == "auto" else [int(size) for size in m.scale_factors.split("/")]
+    pairs = model.head_dim // 2
+    bounds = [group * pairs // len(sizes) for group in range(len(sizes) + 1)]
+    if m.group_bounds != "equal":
+        bounds = [int(bound) for bound in m.group_bounds.split("/")]
+    return oracles.dpe_pairs(
+        prompt,
+        total,
+        T=model.T,
+        head_dim=model.head_dim,
+        w=m.window,
+        sizes=sizes,
+        bounds=bounds,
+        exact=m.offset == "exact",
+        logn=m.log_n,
+    )
+
+
+def _star(m: Any, prompt: int, total: int, model: Setting) -> Pairs:
+    scale = oracles.log_n(model.T, m.log_n)
+    pairs = oracles.star_pairs(prompt, total, b=m.block_size, A=m.anchor_block_size, q=m.query_length, scale=scale)
+    if m.scaling == "ntk":
+        scaled = oracles.scaled_rope_pairs(prompt, total, **model.rope, stretch=lambda length: m.factor or 8)
+    elif m.scaling == "yarn":
+        yarn = {"factor": m.factor or 16, "fast": 32.0, "slow": 1.0, "attention_factor": None, "truncate": True}
+        scaled = oracles.yarn_pairs(prompt, total, **model.rope, T=model.T, **yarn)
+    else:
+        return pairs
+    return pairs._replace(frequency=scaled.frequency, scale=pairs.scale * scaled.scale)
 
 
 CASES: dict[str, Case] = {
@@ -124,21 +165,27 @@ CASES: dict[str, Case] = {
         {"start_size": 2, "recent_size": 11},
     ),
     "dual_chunk": Case(
-        {"chunk_size": st.integers(11, 45), "local_window": st.integers(1, 10), "mscale": booleans},
-        lambda m, prompt, total, model: oracles.dual_chunk_pairs(
-            prompt, total, T=model.T, C=m.chunk_size, w=m.local_window, mscale=m.mscale
+        {"chunk_size": st.integers(11, 45), "local_window": st.integers(1, 10), "mscale": booleans, "log_n": booleans},
+        lambda m, prompt, total, model: _log_n(
+            oracles.dual_chunk_pairs(prompt, total, T=model.T, C=m.chunk_size, w=m.local_window, mscale=m.mscale),
+            m,
+            model,
         ),
         {"chunk_size": 17, "local_window": 5},
         sees_ahead=True,
     ),
     "dynamic_ntk": Case(
-        {"factor": st.floats(1, 9), "cached_keys": st.sampled_from(("current", "stale"))},
-        lambda m, prompt, total, model: oracles.scaled_rope_pairs(
-            prompt,
-            total,
-            **model.rope,
-            stretch=lambda length: max(1.0, m.factor * length / model.T - (m.factor - 1)),
-        )._replace(own_keys=m.cached_keys == "stale"),
+        {"factor": st.floats(1, 9), "cached_keys": st.sampled_from(("current", "stale")), "log_n": booleans},
+        lambda m, prompt, total, model: _log_n(
+            oracles.scaled_rope_pairs(
+                prompt,
+                total,
+                **model.rope,
+                stretch=lambda length: max(1.0, m.factor * length / model.T - (m.factor - 1)),
+            )._replace(own_keys=m.cached_keys == "stale"),
+            m,
+            model,
+        ),
         {"factor": 2.0},
         sees_ahead=True,
         shares=False,
@@ -221,16 +268,18 @@ CASES: dict[str, Case] = {
         shares=False,
     ),
     "ntk": Case(
-        {"factor": st.floats(1, 9)},
-        lambda m, prompt, total, model: oracles.scaled_rope_pairs(
-            prompt, total, **model.rope, stretch=lambda length: m.factor
+        {"factor": st.floats(1, 9), "log_n": booleans},
+        lambda m, prompt, total, model: _log_n(
+            oracles.scaled_rope_pairs(prompt, total, **model.rope, stretch=lambda length: m.factor), m, model
         ),
         {"factor": 3.0},
     ),
     "linear": Case(
-        {"factor": st.floats(1, 9)},
-        lambda m, prompt, total, model: oracles.scaled_rope_pairs(
-            prompt, total, **model.rope, stretch=lambda length: 1.0, divide=m.factor
+        {"factor": st.floats(1, 9), "log_n": booleans},
+        lambda m, prompt, total, model: _log_n(
+            oracles.scaled_rope_pairs(prompt, total, **model.rope, stretch=lambda length: 1.0, divide=m.factor),
+            m,
+            model,
         ),
         {"factor": 3.0},
     ),
@@ -239,20 +288,85 @@ CASES: dict[str, Case] = {
             "factor": st.floats(1, 9),
             "beta_fast": st.floats(2, 40),
             "beta_slow": st.floats(0.1, 2),
-            "attention_factor": st.none() | st.floats(0.5, 2),
+            "attention_factor": st.none() | st.just("ntk_by_parts") | st.floats(0.5, 2),
             "truncate": booleans,
+            "log_n": booleans,
         },
-        lambda m, prompt, total, model: oracles.yarn_pairs(
-            prompt,
-            total,
-            **model.rope,
-            T=model.T,
-            factor=m.factor,
-            fast=m.beta_fast,
-            slow=m.beta_slow,
-            attention_factor=m.attention_factor,
-            truncate=m.truncate,
+        lambda m, prompt, total, model: _log_n(
+            oracles.yarn_pairs(
+                prompt,
+                total,
+                **model.rope,
+                T=model.T,
+                factor=m.factor,
+                fast=m.beta_fast,
+                slow=m.beta_slow,
+                attention_factor=1.0 if m.attention_factor == "ntk_by_parts" else m.attention_factor,
+                truncate=m.truncate,
+            ),
+            m,
+            model,
         ),
         {"factor": 3.0},
+    ),
+    "star": Case(
+        {
+            "block_size": st.integers(11, 50),
+            "anchor_block_size": st.none() | st.integers(1, 11),
+            "query_length": st.integers(1, 20),
+            "log_n": booleans,
+            "scaling": st.sampled_from(("none", "ntk", "yarn")),
+        },
+        _star,
+        {"block_size": 13, "anchor_block_size": 5, "query_length": 7},
+        sees_ahead=True,
+        shares=False,
+    ),
+    "dpe": Case(
+        {
+            "window": st.integers(1, 30),
+            "scale_factors": st.sampled_from(("auto", "3", "1/5/2", "4/7")),
+            "offset": st.sampled_from(("exact", "floor")),
+            "log_n": booleans,
+        },
+        _dpe,
+        {"window": 5, "scale_factors": "2/5"},
+        sees_ahead=True,
+    ),
+    "lampe": Case(
+        {
+            "regions": st.integers(2, 3),
+            "window": st.integers(1, 30),
+            "initial": st.integers(0, 20),
+            "map_length": st.just("auto") | st.integers(1, 60),
+            "rope_scale": st.floats(0.8, 1.2),
+            "log_n": booleans,
+        },
+        lambda m, prompt, total, model: oracles.lampe_pairs(
+            prompt,
+            total,
+            T=model.T,
+            regions=m.regions,
+            H=m.window,
+            I=m.initial,
+            U=lambda prompt, n: min(1536, 3 * model.T // 8, n) if m.map_length == "auto" else m.map_length,
+            rope=m.rope_scale,
+            logn=m.log_n,
+        ),
+        {"window": 7, "initial": 3},
+        sees_ahead=True,
+        shares=False,
+    ),
+    "string": Case(
+        {
+            "shift": st.integers(20, 45),
+            "local_value": st.integers(0, 20),
+            "rope_scale": st.floats(0.8, 1.2),
+            "log_n": booleans,
+        },
+        lambda m, prompt, total, model: oracles.string_pairs(
+            prompt, total, T=model.T, S=m.shift, W=m.local_value, rope=m.rope_scale, logn=m.log_n
+        ),
+        {"shift": 11, "local_value": 3},
     ),
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
@@ -18,7 +19,7 @@ class Pairs(NamedTuple):
     """For every query t (row) and key j (column), or every query."""
 
     visible: Tensor  # (n, n) bool
-    distance: Tensor  # (n, n)
+    distance: Tensor  # (n, n), or (n, n, head_dim / 2) of every rotated pair
     scale: Tensor  # (n,) or (n, n)
     frequency: Tensor | None = None  # (n, head_dim / 2) rotary frequencies per query; None: the model's
     own_keys: bool = False  # key j is rotated by its own row of `frequency`, at position j, not by its query's
@@ -404,6 +405,94 @@ def yarn_pairs(
     return pairs._replace(frequency=torch.tensor(frequency, dtype=torch.float64).expand(total, -1))
 
 
+def star_pairs(prompt: int, total: int, *, b: int, A: int, q: int, scale: Callable[[int], float]) -> Pairs:
+    """Star Attention, arXiv 2411.17116: a block sees A anchor tokens and itself; the last q tokens and later ones all.
+
+    Only these have a factor.
+    """
+    context = prompt - q
+
+    def rule(t: int, j: int) -> int | None:
+        return t - j if t >= context or j < A or j // b == t // b else None
+
+    return dense_pairs(total, rule, lambda t: scale(t) if t >= context else 1.0)
+
+
+def string_pairs(prompt: int, total: int, *, T: int, S: int, W: int, rope: float, logn: bool) -> Pairs:
+    """STRING, arXiv 2410.18745: d - S + W from d = S on; cosines and sines, of query and key, times `rope`."""
+    return dense_pairs(total, lambda t, j: t - j if t - j < S else t - j - S + W, lambda t: rope**2 * log_n(T, logn)(t))
+
+
+def lampe_map(x: int, length: int, U: int) -> int:
+    """floor(U x / (length - 1)) with the published code's roundings to float32."""
+    return math.floor(np.float32(np.float32(1 / (length - 1)) * np.float32(U)) * np.float32(x))
+
+
+def lampe_pairs(
+    prompt: int,
+    total: int,
+    *,
+    T: int,
+    regions: int,
+    H: int,
+    I: int,  # noqa: E741
+    U: Callable[[int, int], int],
+    rope: float,
+    logn: bool,
+) -> Pairs:
+    """LaMPE, arXiv 2508.02308, decoded token by token; U(prompt, length) is what `length` tokens are mapped to."""
+
+    def m(x: int, length: int) -> int:
+        return lampe_map(x, length, U(prompt, length))
+
+    bias = H - 1 - m(H, prompt) if prompt > H else 0
+    mapped = prompt >= 2 * H
+    if regions == 3 and mapped:
+        r = I
+        while m(r + 1, prompt) == m(I, prompt):
+            r += 1
+        r = min(r, prompt - H)
+        far_bias = (prompt - 1 - r) - m(prompt - 1 - r, prompt) - bias
+
+    def rule(t: int, j: int) -> int:
+        d = t - j
+        if d < H or (regions == 3 and not mapped):
+            return d
+        if regions == 2:
+            length = prompt if t < prompt else t + 1
+            return m(t, length) - m(j, length) + bias
+        if d >= prompt - r:
+            return d - far_bias
+        place = t if t < prompt else max(prompt - 1, t - H)
+        return m(place, prompt) - m(j, prompt) + bias
+
+    return dense_pairs(total, rule, lambda t: rope**2 * log_n(T, logn)(t))
+
+
+def dpe_pairs(
+    prompt: int,
+    total: int,
+    *,
+    T: int,
+    head_dim: int,
+    w: int,
+    sizes: list[int],
+    bounds: list[int],
+    exact: bool,
+    logn: bool,
+) -> Pairs:
+    """DPE, arXiv 2504.18857: distance t//s - j//s + w - w//s from w on, s of the group that the pair belongs to."""
+    distance = torch.zeros(total, total, head_dim // 2, dtype=torch.float64)
+    for p in range(head_dim // 2):
+        (s,) = [s for s, (first, end) in zip(sizes, pairwise(bounds), strict=True) if first <= p < end]
+        offset = w - (w / s if exact else w // s)
+        for t in range(total):
+            for j in range(t + 1):
+                distance[t, j, p] = t - j if t - j < w else t // s - j // s + offset
+    plain = dense_pairs(total, lambda t, j: t - j, log_n(T, logn))
+    return plain._replace(distance=distance)
+
+
 def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
     """Run a Llama, Mistral, Qwen2 or Qwen3 model with explicit pairs.
 
@@ -455,7 +544,7 @@ def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
             own = frequency if pairs.frequency is None else pairs.frequency[t]
 
             def turned(distance: Tensor) -> Tensor:
-                angle = distance[:, None] * own
+                angle = distance.view(n, -1) * own
                 if pairs.own_keys:
                     angle = t * own - torch.arange(n)[:, None] * pairs.frequency
                 turn = torch.polar(torch.ones(n, len(own)).double(), angle)

@@ -103,7 +103,7 @@ VARIANTS: dict[str, tuple[str, dict]] = {
 }
 ALIBI = ("falcon-alibi", "mpt", "bloom")
 UNSCALED = (*ALIBI, "cohere2")  # no rotary frequencies in the layers that methods change
-SCALING = ("dynamic_ntk", "ntk", "linear", "yarn")  # methods that scale rotary frequencies
+SCALING = ("dynamic_ntk", "ntk", "linear", "yarn", "dpe")  # methods that need rotary frequencies
 ROTARY_DIM = {"phi": 4, "gpt_neox": 4, "gptj": 4, "glm": 4, "glm4": 4, "stablelm": 4}  # others: all of HEAD_DIM
 
 

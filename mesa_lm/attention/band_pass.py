@@ -1,6 +1,6 @@
 """The pass of a method with bands: several new tokens at the end of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,9 +8,10 @@ from torch import Tensor
 
 from mesa_lm.attention.bands import Sum, attend_part, merge_rounded
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
-from mesa_lm.attention.kernels import Scoring, additive_mask
+from mesa_lm.attention.kernels import Partial, Scoring, additive_mask
 from mesa_lm.attention.model_pass import NewTokens
 from mesa_lm.attention.noise import attend_noisily
+from mesa_lm.attention.pair_selection import chosen_components, doubled_keys, doubled_query
 from mesa_lm.attention.parts import Part, parts_of
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Band, Extent, Noise
@@ -54,6 +55,7 @@ class PlannedBand(NamedTuple):
         goes_on: Keys are taken as the band before has left them; else as they are stored.
         parts: What its queries see, keys counted from the first of the range.
         noise: As in `Band`.
+        others: Angles of its queries, and of moving all its keys, for pairs that a head does not select.
     """
 
     queries: slice
@@ -64,20 +66,22 @@ class PlannedBand(NamedTuple):
     goes_on: bool
     parts: list[Part]
     noise: Noise | None
+    others: tuple[Angles, Angles] | None
 
 
 class RowRun:
     """Rows of a pass that are neighbours in the cache and hold equally many tokens of equally long inputs."""
 
     def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
-        first = tokens.rows[part.start]
+        first, extent = tokens.rows[part.start], extent._replace(pairs=encoding.pairs)
         self.part = part
         self._cache, self._cached = tokens.cache, slice(first, first + part.stop - part.start)
         self._past, self._new = tokens.cache.rows[first].length, tokens.count
         self._encoding, self._spared = encoding.for_input(method, extent), encoding.spared
+        self._selected_by_heads = method.selected_by_heads
         index = torch.arange(self._past + self._new)
         # Where angles follow the input's length, keys are stored without any.
-        self._stored_at = index * 0 if encoding.follows_length else method.stored_at(index, extent)
+        self._stored_at = method.stored_at(index, extent) * (not encoding.follows_length)
         new = index[self._past :]
         self._key_angles = self._encoding.angles(self._stored_at[self._past :][None])
         self._key_scale = self._column(method.key_scale(new, extent))
@@ -117,8 +121,16 @@ class RowRun:
                 goes_on,
                 [part._replace(key=part.key - keys.start) for part in parts],
                 band.noise,
+                None if band.others is None else self._other_angles(band.others, keys, stored),
             )
             before, places = (keys, wanted) if moved is not None else (slice(0, 0), wanted)
+
+    def _other_angles(
+        self, others: tuple[Tensor, Callable[[Tensor], Tensor]], keys: slice, stored: Tensor
+    ) -> tuple[Angles, Angles]:
+        query_position, key_position = others
+        distance = key_position(torch.arange(keys.start, keys.stop)) - stored
+        return self._encoding.angles(query_position[None]), self._encoding.shift(distance[None])
 
     def _column(self, scale: Tensor | None) -> Tensor | None:
         if scale is None or bool((scale == 1).all()):
@@ -127,14 +139,15 @@ class RowRun:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `BandPass.attend`, for these rows."""
-        sums = list[Sum]()
+        sums, head_dim = list[Sum](), query.shape[-1]
         for band, own, keys, values in self.scored(layer, query, key, value):
             if band.noise is not None:
                 return attend_noisily(own, keys, values, scoring, band.noise, layer)
             if not sums or self._rounds_merge:
                 sums.append(Sum(query))
             for part in band.parts:
-                partial = attend_part(part, own, keys, values, scoring, self.mask(part, query))
+                output, lse = attend_part(part, own, keys, values, scoring, self.mask(part, query))
+                partial = Partial(output[..., :head_dim], lse)
                 if len(self._bands) == len(band.parts) == 1 and part.problems == 1:
                     return partial.output
                 sums[-1].add(partial, part, band.queries)
@@ -158,7 +171,14 @@ class RowRun:
             else:
                 keys, values = self._held(layer, band.keys)
                 keys = keys if band.shift is None else rotate(keys, band.shift)
-            yield band, rotate(query[:, :, band.queries], band.angles), keys, values
+            own = rotate(query[:, :, band.queries], band.angles)
+            if band.others is not None:
+                selection, head_dim = self._selected_by_heads(layer), query.shape[-1]
+                chosen = chosen_components(selection, self._encoding.pairs, head_dim, query.device, query.dtype)
+                own = doubled_query(own, rotate(query, band.others[0]), chosen)
+                others = rotate(self._held(layer, band.keys)[0], band.others[1])
+                keys, values = doubled_keys(keys, others, values)
+            yield band, own, keys, values
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store keys, where they are cached, and values of the new tokens."""

@@ -1,5 +1,6 @@
 """The key-value cache: buffers that grow geometrically, keys stored at the positions at which they are scored."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,12 +61,13 @@ class WovenCache:
         self.host: WovenCache | None = None
 
     @classmethod
-    def from_rotated(cls, cache: Cache, columns: list[Tensor], layers: Layers) -> "WovenCache":
-        """Take over a cache that the untouched model has filled at linear positions.
+    def from_rotated(cls, cache: Cache, columns: list[Tensor], starts: list[int], layers: Layers) -> "WovenCache":
+        """Take over a cache that the untouched model has filled at consecutive positions.
 
         Args:
             cache: Its keys are (batch, num_kv_heads, padded length, head_dim).
             columns: For every row the indices of its tokens among the padded ones.
+            starts: For every row the position of its first token.
             layers: The model's layers.
 
         Raises:
@@ -94,11 +96,14 @@ class WovenCache:
             for batch, kept in enumerate(columns):
                 slot = torch.arange(unseen[batch], len(kept))
                 held = (kept[slot] - dropped).to(keys.device)
-                key, value = layers.of(index).encoding.enter_cached(
+                encoding, start = layers.of(index).encoding, starts[batch]
+                key, value = encoding.enter_cached(
                     keys[batch : batch + 1].index_select(2, held),
                     values[batch : batch + 1].index_select(2, held),
-                    slot,
+                    slot + start,
                 )
+                if start and not encoding.follows_length:
+                    key = rotate(key, encoding.shift(torch.full((1, len(slot)), -start)))
                 woven._reserve(index, longest, key)
                 woven.keys[index][batch, :, unseen[batch] : len(kept)] = key[0]
                 woven.values[index][batch, :, unseen[batch] : len(kept)] = value[0]
@@ -164,19 +169,21 @@ class WovenCache:
         if weave.same_positions(old):
             return
         index = torch.arange(row.length if end is None else end)
-        self.move(batch, weave.position(index) - (index if old is None else old.position(index)), layers)
+        distance = weave.position(index) - (index if old is None else old.position(index))
+        self.move(batch, lambda pairs: distance, layers)
 
-    def move(self, batch: int, distance: Tensor, layers: Layers) -> None:
+    def move(self, batch: int, distance_of: Callable[[int], Tensor], layers: Layers) -> None:
         """Rotate a row's first keys.
 
         Args:
             batch: Row.
-            distance: (len,) new minus old position of each key.
+            distance_of: From the number of rotated pairs, (len,) or (len, pairs) new minus old position of each key.
             layers: The model's layers; those with a window of their own keep their keys' positions.
         """
         for group, members in layers.members():
             if group.window is not None or group.encoding.follows_length:
                 continue
+            distance = distance_of(group.encoding.pairs)
             angles = group.encoding.shift(distance[None])
             for layer in members:
                 kept = self.keys[layer][batch : batch + 1, :, : len(distance)]

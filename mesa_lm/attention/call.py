@@ -90,6 +90,15 @@ class ForwardCall:
             return [torch.arange(self.past)] * self.batch
         return [row.nonzero()[:, 0] for row in self._padding()[:, : self.past]]
 
+    def cached_starts(self) -> list[int]:
+        """Return for each row the position of its first cached token, from that of its first new one."""
+        lengths = [len(cached) for cached in self.cached_columns()]
+        if self.position_ids is None:  # transformers counts columns
+            return [self.past - length for length in lengths]
+        first = [int(own[0]) if len(own) else None for own in self.columns()]
+        positions = self.position_ids.cpu().expand(self.batch, -1)
+        return [0 if column is None else int(positions[row, column]) - lengths[row] for row, column in enumerate(first)]
+
     def columns(self) -> list[Tensor]:
         """Return for each row the columns of its new tokens, counted from the first new one.
 

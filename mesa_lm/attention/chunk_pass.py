@@ -13,14 +13,22 @@ from mesa_lm.attention.kernels import Scoring, attend, merge
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
 from mesa_lm.attention.model_pass import ModelPass, NewTokens
 from mesa_lm.attention.window import LayerWindow
-from mesa_lm.methods.geometry import Block
+from mesa_lm.methods.base import Method
+from mesa_lm.methods.geometry import Block, Layout
 from mesa_lm.methods.weaves import Placement
 
 
-class ChunkPass:
-    """Middle chunks of equally long prompts; each sees the first chunk and, causally, itself.
+def chunk_positions(layout: Layout, block: Block) -> Tensor:
+    """Return the positions at which middle chunks are run, (chunks, width)."""
+    if layout.numbers_anew:
+        return torch.arange(layout.seen, layout.seen + block.width).expand(block.chunks, -1)
+    return torch.arange(block.start, block.start + block.width * block.chunks).view(block.chunks, block.width)
 
-    Their keys attend at local positions and are stored at their woven ones.
+
+class ChunkPass:
+    """Middle chunks of equally long prompts; each sees the first chunk, or its beginning, and, causally, itself.
+
+    Their keys attend at the positions of `chunk_positions` and are stored at their woven ones.
 
     Attributes:
         states: Per layer the keys, at the pass's `positions`, and the values that `attend` was given, if they are kept.
@@ -29,7 +37,8 @@ class ChunkPass:
     def __init__(
         self,
         tokens: NewTokens,
-        first_chunk: int,
+        method: Method,
+        layout: Layout,
         block: Block,
         weave: Placement | None,
         encoding: Encoding,
@@ -39,7 +48,8 @@ class ChunkPass:
 
         Args:
             tokens: The chunks' tokens; the cache holds the first chunk at linear positions.
-            first_chunk: Length of the first chunk in tokens.
+            method: Bound to the model.
+            layout: Of the prompts.
             block: Which middle chunks.
             weave: Where their keys are stored; None is linear.
             encoding: The layers' position encoding.
@@ -47,34 +57,42 @@ class ChunkPass:
         """
         self.states: dict[int, tuple[Tensor, Tensor]] = {}
         self._keeps_states = keeps_states
-        self._cache, self._rows, self._first_chunk, self._block = tokens.cache, tokens.rows, first_chunk, block
-        own = encoding.for_length(tokens.totals[0])
-        local = torch.arange(first_chunk, first_chunk + block.width)
-        self._moves = encoding.follows_length  # such keys are stored at position 0
-        self._local_angles = own.angles(local[None]) if self._moves else None
-        self._first_shift = own.shift(torch.arange(first_chunk)[None]) if self._moves else None
-        rows = len(tokens.rows) * block.chunks
-        self.positions = None if self._moves else local.expand(rows, -1)
+        self._cache, self._rows, self._seen, self._block = tokens.cache, tokens.rows, layout.seen, block
+        own = encoding.for_input(method, tokens.extents()[0])
+        takes_raw = own is not encoding or encoding.follows_length
+        run_at = chunk_positions(layout, block)
+        self._run_angles = self._of_prompts(own.angles(run_at)) if takes_raw else None
+        # Where angles follow the input's length, keys are stored at position 0.
+        moves = encoding.follows_length
+        self._first_shift = own.shift(torch.arange(layout.seen)[None]) if moves else None
+        self.positions = None if takes_raw else run_at.repeat(len(self._rows), 1)
         index = torch.arange(block.start, block.start + block.width * block.chunks).view(block.chunks, block.width)
-        position = index if weave is None else weave.position(index)
-        stored = own.angles(position * 0) if self._moves else own.shift(position - local)
-        self._stored_angles = Angles(*(table.repeat(len(self._rows), 1, 1) for table in stored))
+        position = index * 0 if moves else index if weave is None else weave.position(index)
+        self._stored_angles: Angles | None = None
+        if takes_raw:
+            self._stored_angles = self._of_prompts(own.angles(position))
+        elif bool((position != run_at).any()):
+            self._stored_angles = self._of_prompts(own.shift(position - run_at))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output; shapes as in `GroupPass`, rows times chunks."""
         if self._keeps_states:
             self.states[layer] = key, value
         self.store(layer, key, value)
-        if self._local_angles is not None:
-            query, key = rotate(query, self._local_angles), rotate(key, self._local_angles)
+        if self._run_angles is not None:
+            query, key = rotate(query, self._run_angles), rotate(key, self._run_angles)
         own = attend(query, key, value, scoring, causal=True)
         first_key, first_value = (
-            self._for_chunks([states[layer][row : row + 1, :, : self._first_chunk] for row in self._rows])
+            self._for_chunks([states[layer][row : row + 1, :, : self._seen] for row in self._rows])
             for states in (self._cache.keys, self._cache.values)
         )
         if self._first_shift is not None:
             first_key = rotate(first_key, self._first_shift)
         return merge([attend(query, first_key, first_value, scoring, causal=False), own])
+
+    def _of_prompts(self, angles: Angles) -> Angles:
+        """Repeat the angles of the chunks for every prompt."""
+        return Angles(*(table.repeat(len(self._rows), 1, 1) for table in angles))
 
     def _for_chunks(self, states: list[Tensor]) -> Tensor:
         """Repeat (1, num_kv_heads, len, head_dim) of each prompt for its chunks."""
@@ -84,7 +102,8 @@ class ChunkPass:
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Write keys, at the pass's `positions`, and values to the cache; shapes as in `attend`."""
         count = self._block.chunks
-        key = rotate(key, self._stored_angles)
+        if self._stored_angles is not None:
+            key = rotate(key, self._stored_angles)
         for i, row in enumerate(self._rows):
             chunks = slice(i * count, (i + 1) * count)
             # (count, num_kv_heads, width, head_dim) -> (1, num_kv_heads, count * width, head_dim)
@@ -128,7 +147,8 @@ class MiddleChunksPass(ModelPass):
         self,
         layers: Layers,
         tokens: NewTokens,
-        first_chunk: int,
+        method: Method,
+        layout: Layout,
         block: Block,
         weave: Placement | None,
         keeps_states: bool,
@@ -139,7 +159,7 @@ class MiddleChunksPass(ModelPass):
         def pass_of(group: LayerGroup) -> ChunkPass | WindowedChunkPass:
             if group.window is not None:
                 return WindowedChunkPass(tokens, group.window, group.encoding)
-            self._whole.append(ChunkPass(tokens, first_chunk, block, weave, group.encoding, keeps_states))
+            self._whole.append(ChunkPass(tokens, method, layout, block, weave, group.encoding, keeps_states))
             return self._whole[-1]
 
         super().__init__(layers, tokens, pass_of)

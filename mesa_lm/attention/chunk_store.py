@@ -1,7 +1,7 @@
 """Keys and values of middle chunks, kept for prompts that share them.
 
-A middle chunk sees the first chunk and itself, at positions that do not depend on where it stands. So prompts with the
-same first chunk and the same chunk have the same keys and values there, only stored at other positions.
+A middle chunk sees the first chunk, or its beginning, and itself. So prompts with the same first chunk and the same
+chunk have the same keys and values there, wherever it stands if the method numbers it anew, else at the same place.
 """
 
 import hashlib
@@ -49,15 +49,16 @@ class ChunkStore:
         self._last_hit = 0
 
     @staticmethod
-    def name(first: Tensor, chunk: Tensor) -> bytes:
+    def name(anchor: Tensor, chunk: Tensor, position: int) -> bytes:
         """Return what a chunk is found by.
 
         Args:
-            first: (tokens,) of the first chunk.
+            anchor: (tokens,) of the first chunk that it sees.
             chunk: (tokens,) of the middle chunk.
+            position: At which it begins while it is run.
         """
-        both = hashlib.sha256(len(first).to_bytes(8, "little"))
-        for tokens in (first, chunk):
+        both = hashlib.sha256(len(anchor).to_bytes(8, "little") + position.to_bytes(8, "little"))
+        for tokens in (anchor, chunk):
             both.update(tokens.cpu().numpy().tobytes())
         return both.digest()
 

@@ -15,6 +15,7 @@ from mesa_lm.attention.cache import WovenCache
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
 from mesa_lm.attention.kernels import Partial, Scoring, additive_mask, attend, attend_masked, merge
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.pair_selection import chosen_components, doubled_keys, doubled_query
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Band, Extent
 
@@ -34,6 +35,8 @@ class _SeenKeys:
         distance: (keys,) how far the keys are moved; None: they are not.
         is_recent: Whether they are taken from the buffer of recent keys.
         interpolated: As in `Band`.
+        other_distance: (keys,) how far they are moved for pairs that a head does not select; None: it selects all.
+        other_place: Which position of the query scores those.
     """
 
     start: int
@@ -44,7 +47,10 @@ class _SeenKeys:
     is_recent: bool = False
     interpolated: bool = False
     shift: Angles | None = field(default=None)
+    other_distance: Tensor | None = None
+    other_place: int = 0
     mask: Tensor | None = field(default=None)
+    other_shift: Angles | None = field(default=None)
 
 
 class DecodePass:
@@ -83,7 +89,7 @@ class _TokenRun:
     """
 
     def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
-        first = tokens.rows[part.start]
+        first, extent = tokens.rows[part.start], extent._replace(pairs=encoding.pairs)
         self.part = part
         self._cache: WovenCache = tokens.cache
         self._rows = slice(first, first + part.stop - part.start)
@@ -91,28 +97,30 @@ class _TokenRun:
         own = encoding.for_input(method, extent)
         self._follows_length, self._spared = encoding.follows_length, encoding.spared
         self._device, self._encoding = encoding.device, own
+        self._selected_by_heads = method.selected_by_heads
         index = torch.tensor([self._past])
         bands = method.bands(index, extent) if method.has_bands else None
         self.takes_raw = bands is not None or own is not encoding or encoding.follows_length
         scale, key_scale = method.query_scale(index, extent), method.key_scale(index, extent)
         self._query_scale = 1.0 if scale is None else float(scale)
         self._key_scale = 1.0 if key_scale is None else float(key_scale)
-        self._places: list[float] = []  # positions of the query
-        self._stored = 0.0
+        self._places: list[Tensor] = []  # positions of the query, each (1,) or (1, pairs)
         if bands is None:
             weave = tokens.cache.rows[first].weave
             self._bands = [_SeenKeys(0, self._past + 1, slice(0, 1))]
-            self._places = [self._past]
-            self._stored = 0 if self._follows_length else self._past
+            self._places = [index]
+            self._stored = index * (not self._follows_length)
             if self._follows_length:
                 seen = torch.arange(self._past + 1)
                 self._bands[0].distance = seen if weave is None else weave.position(seen)
         else:
-            self._stored = 0 if self._follows_length else float(method.stored_at(index, extent))
-            stored_at = method.stored_at
-            served = [
-                self._seen(band, lambda keys: stored_at(keys, extent) * (not self._follows_length)) for band in bands
-            ]
+            method_stored_at = method.stored_at
+
+            def stored_at(keys: Tensor) -> Tensor:
+                return method_stored_at(keys, extent) * (not self._follows_length)
+
+            self._stored = stored_at(index)
+            served = [self._seen(band, stored_at) for band in bands]
             self._bands = [band for band in served if band is not None]
         self._recent_len = next((seen.end - seen.start for seen in self._bands if seen.is_recent), 0)
         if self.takes_raw:
@@ -120,13 +128,23 @@ class _TokenRun:
 
     def _seen(self, band: Band, stored_at: Callable[[Tensor], Tensor]) -> _SeenKeys | None:
         """Return how a band is served; None if it has no keys."""
-        start, end, place = int(band.start), int(band.end), float(band.query_position)
+        seen = self._seen_alike(band, stored_at)
+        if seen is not None and band.others is not None:
+            query_position, key_position = band.others
+            index = torch.arange(seen.start, seen.end)
+            seen.other_place, seen.other_distance = len(self._places), key_position(index) - stored_at(index)
+            self._places.append(query_position)
+        return seen
+
+    def _seen_alike(self, band: Band, stored_at: Callable[[Tensor], Tensor]) -> _SeenKeys | None:
+        """Return how a band is served, but for pairs that heads do not select."""
+        start, end, place = int(band.start), int(band.end), band.query_position
         if end <= start:
             return None
         index = torch.arange(start, end)
         distance = band.key_position(index) - stored_at(index)
         low, high = float(distance.min()), float(distance.max())
-        is_even = low == high or (high - low < _MOST_MOVES and len(index) > _FEW_KEYS)
+        is_even = low == high or (high - low < _MOST_MOVES and len(index) > _FEW_KEYS and distance.ndim == 1)
         few = range(int(low), int(high) + 1) if is_even and not distance.is_floating_point() else ()
         values = [value for value in few if len(few) == 1 or bool((distance == value).any())]
         first = len(self._places)
@@ -137,8 +155,8 @@ class _TokenRun:
             return _SeenKeys(start, end, slice(first, len(self._places)), visible)
         self._places.append(place)
         seen = _SeenKeys(start, end, slice(first, first + 1), None, distance, interpolated=band.interpolated)
-        last = float(band.key_position(index[-1:]))
-        seen.is_recent = start > 0 and end == self._past + 1 and last == self._past and not self._follows_length
+        is_true = bool((band.key_position(index[-1:]) == self._past).all())
+        seen.is_recent = start > 0 and end == self._past + 1 and is_true and not self._follows_length
         return seen
 
     def _compute_angles(self, method: Method, extent: Extent) -> None:
@@ -148,8 +166,11 @@ class _TokenRun:
         for row in rows:
             row.recent_len = self._past + 1 if self._recent_len else -1
         moved = [seen for seen in self._bands if seen.distance is not None and (self._rebuilds or not seen.is_recent)]
-        numbers = [torch.tensor([*self._places, self._stored, self._past], dtype=torch.float32)]
+        past = torch.full_like(self._stored, self._past)
+        numbers = [torch.cat([*self._places, self._stored, past]).float()]
         numbers += [seen.distance.float() for seen in moved if seen.distance is not None]
+        others = [seen for seen in self._bands if seen.other_distance is not None]
+        numbers += [seen.other_distance.float() for seen in others if seen.other_distance is not None]
         on_device = torch.cat(numbers).to(self._device)
         count = len(self._places)
         angles = self._encoding.angles(on_device[None, : count + 2])
@@ -158,10 +179,15 @@ class _TokenRun:
         # Stored and at its index, for the buffer of recent keys.
         self._both_angles = Angles(angles.cos[:, count:], angles.sin[:, count:])
         place = count + 2
-        for seen, distance in zip(moved, numbers[1:], strict=True):
-            shift = self._encoding.interpolated_shift if seen.interpolated else self._encoding.shift
-            seen.shift = shift(on_device[None, place : place + len(distance)])
+        shifts = []
+        for distance, interpolated in zip(numbers[1:], [seen.interpolated for seen in moved + others], strict=True):
+            shift = self._encoding.interpolated_shift if interpolated else self._encoding.shift
+            shifts.append(shift(on_device[None, place : place + len(distance)]))
             place += len(distance)
+        for seen, shift in zip(moved, shifts, strict=False):
+            seen.shift = shift
+        for seen, shift in zip(others, shifts[len(moved) :], strict=True):
+            seen.other_shift = shift
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `DecodePass.attend`, for these rows."""
@@ -188,6 +214,9 @@ class _TokenRun:
             band_keys, band_values = keys[:, :, seen.start : seen.end], values[:, :, seen.start : seen.end]
             if seen.shift is not None:
                 band_keys = rotate(band_keys, seen.shift)
+            if seen.other_shift is not None:
+                partials.append(self._attend_selected(layer, seen, query, band_keys, keys, band_values, scoring))
+                continue
             if seen.visible is None:
                 partials.append(attend(own, band_keys, band_values, scoring, causal=False))
                 continue
@@ -198,6 +227,20 @@ class _TokenRun:
                 Partial(several.output[:, :, i : i + 1], several.lse[:, :, i : i + 1]) for i in range(len(seen.visible))
             ]
         return merge(partials)
+
+    def _attend_selected(
+        self, layer: int, seen: _SeenKeys, query: Tensor, key: Tensor, keys: Tensor, value: Tensor, scoring: Scoring
+    ) -> Partial:
+        """Attend to a band that heads have at two positions; `keys` are all as they are stored."""
+        assert seen.other_shift is not None
+        head_dim, selection = query.shape[-1], self._selected_by_heads(layer)
+        chosen = chosen_components(selection, self._encoding.pairs, head_dim, query.device, query.dtype)
+        other_query = query[:, :, seen.other_place : seen.other_place + 1]
+        other_key = rotate(keys[:, :, seen.start : seen.end], seen.other_shift)
+        key, value = doubled_keys(key, other_key, value)
+        own = doubled_query(query[:, :, seen.places], other_query, chosen)
+        output, lse = attend(own, key, value, scoring, causal=False)
+        return Partial(output[..., :head_dim], lse)
 
     def _write_recent(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Put the new key, at its index, and value where those that leave the band were; fill the buffer if need be."""

@@ -68,12 +68,13 @@ class Encoding:
         device: Where angles are computed.
         dtype: Of the queries and keys that are rotated.
         spared: First components of entered states that a method's query scaling leaves as they are.
+        pairs: Pairs of components that are rotated.
         follows_length: Whether the angles of a position depend on the input's length; `for_length` has them. Keys are
             then cached at position 0 and re-rotated at each use.
         config: What a method's `rope_parameters` is asked with.
     """
 
-    spared = 0
+    spared = pairs = 0
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
@@ -84,7 +85,7 @@ class Encoding:
         """Return the angles that bring an entered query or key to its position.
 
         Args:
-            position: (batch or 1, len) integers or fractions.
+            position: (batch or 1, len) or, pair by pair, (batch or 1, len, pairs) integers or fractions.
             dtype: Of the angles; None is the model's, as its own layers use.
         """
         nothing = torch.empty(*position.shape, 0, dtype=dtype or self.dtype, device=self.device)
@@ -94,7 +95,7 @@ class Encoding:
         """Return the angles that move a key from one position to another, in float32.
 
         Args:
-            distance: (batch or 1, len) new position minus old position.
+            distance: New position minus old position, in the shape of positions.
         """
         return self.angles(distance, torch.float32)
 

@@ -4,6 +4,7 @@ Every row of the batch is treated by its own length; padding is skipped, not com
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from mesa_lm.attention.band_pass import BandPass
 from mesa_lm.attention.cache import WovenCache
 from mesa_lm.attention.cache_layer import woven_layer
 from mesa_lm.attention.call import ForwardCall, WantedLogits
-from mesa_lm.attention.chunk_pass import MiddleChunksPass
+from mesa_lm.attention.chunk_pass import MiddleChunksPass, chunk_positions
 from mesa_lm.attention.chunk_store import ChunkStore, Shared, split_by_store
 from mesa_lm.attention.decode_pass import DecodePass
 from mesa_lm.attention.dense_pass import DensePass
@@ -23,7 +24,7 @@ from mesa_lm.attention.recall_pass import RecallPass
 from mesa_lm.attention.window import LayerWindow
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.geometry import Block, Extent
+from mesa_lm.methods.geometry import Block, Extent, Layout
 from mesa_lm.methods.recall import RecallMethod
 from mesa_lm.methods.weaves import Placement
 
@@ -114,7 +115,7 @@ class PassPlan:
         if self._store is not None:
             self._store.start_prompt()
         for block in layout.blocks(PASS_TOKENS // len(rows)):
-            yield from self._middle_chunks(rows, columns, layout.first, block, weave)
+            yield from self._middle_chunks(rows, columns, layout, block, weave)
         if weave is not None:
             for row in rows:
                 self.cache.reweave(row, weave, self._layers, end=layout.first)
@@ -160,7 +161,7 @@ class PassPlan:
         return PlannedPass(ModelPass(self._layers, tokens, pass_of), torch.tensor(rows), columns, is_whole)
 
     def _middle_chunks(
-        self, rows: list[int], columns: Tensor, first: int, block: Block, weave: Placement | None
+        self, rows: list[int], columns: Tensor, layout: Layout, block: Block, weave: Placement | None
     ) -> Iterator[PlannedPass]:
         """Yield the passes of some middle chunks but for those that the store holds, which are taken from it."""
         store, prompt_len = self._store, columns.shape[1]
@@ -170,11 +171,14 @@ class PassPlan:
         names: list[bytes] = []
         parts: Iterable[Shared] = [Shared(block, list(range(len(chunks))), [])]
         if store is not None:
-            names = self._chunk_names(store, owners, columns[:, :first].repeat_interleave(block.chunks, 0), chunks)
+            anchors = columns[:, : layout.seen].repeat_interleave(block.chunks, 0)
+            names = self._chunk_names(store, owners, anchors, chunks, chunk_positions(layout, block)[:, 0].tolist())
             parts = split_by_store(store, names, block, unwanted=(self._wanted.slot[chunks] < 0).all(-1).tolist())
         for part in parts:
             tokens = NewTokens(self.cache, rows, part.block.width * part.block.chunks, [prompt_len] * len(rows))
-            middle = MiddleChunksPass(self._layers, tokens, first, part.block, weave, keeps_states=store is not None)
+            middle = MiddleChunksPass(
+                self._layers, tokens, self._method, layout, part.block, weave, keeps_states=store is not None
+            )
             if part.states:
                 middle.restore(part.states)
                 continue
@@ -183,12 +187,14 @@ class PassPlan:
                 for place, states in zip(part.places, middle.states(), strict=True):
                     store.keep(names[place], states)
 
-    def _chunk_names(self, store: ChunkStore, owners: Tensor, first: Tensor, chunks: Tensor) -> list[bytes]:
-        """Return what a store finds each chunk by, from the columns of its prompt's first chunk and its own."""
+    def _chunk_names(
+        self, store: ChunkStore, owners: Tensor, anchors: Tensor, chunks: Tensor, positions: list[int]
+    ) -> list[bytes]:
+        """Return what a store finds each chunk by, from the columns of its prompt's anchor and its own."""
         ids = self._call.tokens
         return [
-            store.name(ids[row, beginning], ids[row, own])
-            for row, beginning, own in zip(owners.tolist(), first, chunks, strict=True)
+            store.name(ids[row, anchor], ids[row, own], position)
+            for row, anchor, own, position in zip(owners.tolist(), anchors, chunks, cycle(positions), strict=False)
         ]
 
 
@@ -209,10 +215,14 @@ def _cache_of(call: ForwardCall, method: Method, layers: Layers) -> WovenCache:
             f"the cache holds {longest} tokens that were not run under method {method.name!r}, which does not leave "
             "so many alone; begin with a new cache"
         )
-    cache = WovenCache.from_rotated(call.cache, cached, layers)
+    cache = WovenCache.from_rotated(call.cache, cached, call.cached_starts(), layers)
     if method.has_bands:
         for batch, row in enumerate(cache.rows):
-            index = torch.arange(row.length)
-            stored_at = method.stored_at(index, Extent(row.prompt_len, row.length))
-            cache.move(batch, stored_at - index, layers)
+            index, extent = torch.arange(row.length), Extent(row.prompt_len, row.length)
+
+            def distance_of(pairs: int, index: Tensor = index, extent: Extent = extent) -> Tensor:
+                stored_at = method.stored_at(index, extent._replace(pairs=pairs))
+                return stored_at - (index if stored_at.ndim == 1 else index[:, None])
+
+            cache.move(batch, distance_of, layers)
     return cache

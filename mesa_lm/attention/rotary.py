@@ -36,13 +36,16 @@ class Rotary(Encoding):
             interleaved: The model rotates component 2m with component 2m + 1, else m with m + rotary_dim / 2.
             interleaved_angles: The module repeats each cosine at once, else all of them one after another.
         """
-        name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
-        inverse_frequencies = getattr(module, name)
+        prefix = "" if layer_type is None else f"{layer_type}_"
+        inverse_frequencies = getattr(module, f"{prefix}inv_freq")
         assert isinstance(inverse_frequencies, Tensor)
         super().__init__(inverse_frequencies.device, dtype)
+        self._inverse_frequencies = inverse_frequencies
+        self._scaling = float(getattr(module, f"{prefix}attention_scaling", 1.0))
         self.module, self.layer_type = module, layer_type
         self.interleaved, self.interleaved_angles = interleaved, interleaved_angles
-        self.rotary_dim = 2 * inverse_frequencies.numel()
+        self.pairs = inverse_frequencies.numel()
+        self.rotary_dim = 2 * self.pairs
         self._forward: Callable[..., tuple[Tensor, Tensor]] = module.forward
         self.follows_length = self.parameters.get("rope_type") in ("dynamic", "longrope")
         self.config = module.config
@@ -50,6 +53,7 @@ class Rotary(Encoding):
             self.config = copy.copy(module.config)
             self.config.rope_parameters = self.parameters
         self._of_length: dict[int, Rotary] = {}
+        self._of_parameters: dict[str, Rotary] = {}
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -66,6 +70,12 @@ class Rotary(Encoding):
         Source:
             transformers.modeling_rope_utils; nothing is computed here.
         """
+        asked = sorted(parameters.items()), total if parameters.get("rope_type") == "dynamic" else None
+        if repr(asked) not in self._of_parameters:
+            self._of_parameters = {repr(asked): self._scaled(parameters, total)}
+        return self._of_parameters[repr(asked)]
+
+    def _scaled(self, parameters: dict[str, Any], total: int) -> "Rotary":
         config = copy.deepcopy(self.module.config)
         assert not isinstance(config, Tensor | nn.Module)
         merged = {**self.parameters, **parameters}
@@ -119,6 +129,10 @@ class Rotary(Encoding):
 
     def angles(self, position: Tensor, dtype: torch.dtype | None = None) -> Angles:
         """Return cosines and sines with RoPE's attention scaling, (batch or 1, len, rotary_dim)."""
+        if position.ndim == 3:
+            angle = position.to(self.device, torch.float32) * self._inverse_frequencies.float()
+            tables = angle.cos() * self._scaling, angle.sin() * self._scaling
+            return Angles(*(table.to(dtype or self.dtype).repeat(1, 1, 2) for table in tables))
         like = torch.empty(0, dtype=dtype or self.dtype, device=self.device)
         by_type = () if self.layer_type is None else (self.layer_type,)
         cos, sin = self._forward(like, position.to(self.device), *by_type)
@@ -128,10 +142,8 @@ class Rotary(Encoding):
 
     def shift(self, distance: Tensor) -> Angles:
         """Return cosines and sines without RoPE's attention scaling, which a cached key has already."""
-        name = "attention_scaling" if self.layer_type is None else f"{self.layer_type}_attention_scaling"
-        scaling = float(getattr(self.module, name, 1.0))
         cos, sin = self.angles(distance, torch.float32)
-        return Angles(cos / scaling, sin / scaling)
+        return Angles(cos / self._scaling, sin / self._scaling)
 
     def enter(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states with rotated pairs half of rotary_dim apart."""

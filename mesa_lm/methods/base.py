@@ -42,7 +42,7 @@ class Method:
     """
 
     name: ClassVar[str]
-    static_rope: ClassVar[bool] = False  # whether `rope_parameters` are the same for every input
+    places_pairs: ClassVar[bool] = False  # whether positions differ between the rotated pairs of a head's components
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -57,6 +57,13 @@ class Method:
 
     def check_fit(self) -> None:
         """Refuse parameters of a bound method that do not fit its training length.
+
+        Raises:
+            MethodError: Some do not.
+        """
+
+    def check_pairs(self, pairs: int) -> None:
+        """Refuse parameters of a bound method that do not fit so many rotated pairs of a head's components.
 
         Raises:
             MethodError: Some do not.
@@ -181,6 +188,16 @@ class Method:
         """Whether the method is executed by its `bands`."""
         return type(self).bands is not Method.bands
 
+    @property
+    def static_rope(self) -> bool:
+        """Whether exchanging the model's frequencies is all there is to do, for every input alike."""
+        return False
+
+    @property
+    def scales_frequencies(self) -> bool:
+        """Whether the model's rotary frequencies are exchanged for those of `rope_parameters`."""
+        return type(self).rope_parameters is not Method.rope_parameters
+
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any] | None:
         """Return the rope parameters to run with, merged into those of the model; None: the model's own.
 
@@ -202,8 +219,15 @@ class Method:
         """
         return None
 
+    def selected_by_heads(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        """Return for each head of a layer which rotated pairs it has at a band's positions, not at its `others`."""
+        raise NotImplementedError
+
     def stored_at(self, index: Tensor, extent: Extent) -> Tensor:
-        """Return the positions at which a method with bands stores its keys; most of its bands score them there."""
+        """Return the positions at which a method with bands stores its keys; most of its bands score them there.
+
+        Like those of its bands, they are (len,) or (len, pairs).
+        """
         return index
 
     def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
@@ -242,6 +266,26 @@ class ScaledMethod(TrainedMethod):
         if not self.log_n:
             return None
         return ((index.float() + 1).log() / math.log(self.train_length)).clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharpenedMethod(ScaledMethod):
+    """A method that makes attention sharper at every length, as YaRN does for models stretched to 2 T."""
+
+    log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
+    rope_scale: float = parameter(
+        0.1 * math.log(2) + 1,
+        "factor of cos and sin, at every length",
+        shown="0.1 ln 2 + 1",
+        at_least=0.01,
+        at_most=100,
+    )
+
+    @override
+    def query_scale(self, index: Tensor, extent: Extent) -> Tensor:
+        """Return the square of `rope_scale`, which queries and keys have alike, times log-n scaling."""
+        log_n = ScaledMethod.query_scale(self, index, extent)
+        return (index.float() * 0 + 1 if log_n is None else log_n) * self.rope_scale**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

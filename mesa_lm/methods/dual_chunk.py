@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from typing_extensions import override
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Reach, TrainedMethod
+from mesa_lm.methods.base import Reach, ScaledMethod
 from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import parameter
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DualChunk(TrainedMethod):
+class DualChunk(ScaledMethod):
     """Number keys within chunks of `chunk_size - local_window` tokens and let no query position pass `chunk_size`.
 
     Source: arXiv 2402.17463; chunkllama_attn_replace.py of github.com/HKUNLP/ChunkLlama. Its scaling of queries and
@@ -27,6 +27,7 @@ class DualChunk(TrainedMethod):
 
     name: ClassVar[str] = "dual_chunk"
 
+    log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
     chunk_size: int = parameter(lambda T: max(2, 3 * T // 4), "largest query position C", shown="3T/4", at_least=2)
     local_window: int = parameter(
         lambda T: max(1, T // 8), "distances w that stay true across chunks", shown="T/8", at_least=1
@@ -64,7 +65,7 @@ class DualChunk(TrainedMethod):
 
     @override
     def is_untouched(self, kv_len: int, cached: bool) -> bool:
-        return kv_len <= self._chunk_len and not (self.mscale and kv_len > self.train_length)
+        return kv_len <= self._chunk_len and not ((self.mscale or self.log_n) and kv_len > self.train_length)
 
     @override
     def bands(self, index: Tensor, extent: Extent) -> tuple[Band, ...]:
@@ -85,12 +86,13 @@ class DualChunk(TrainedMethod):
 
     @override
     def query_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
-        """Return m = 1 + 0.05 ln(n / T) for an input of n > T tokens, the same for all queries."""
-        if not self.mscale or extent.total <= self.train_length:
-            return None
-        return index.float() * 0 + 0.05 * math.log(extent.total / self.train_length) + 1
+        """Return m of the input times log-n scaling."""
+        scales = [self.key_scale(index, extent), ScaledMethod.query_scale(self, index, extent)]
+        return math.prod((scale for scale in scales if scale is not None), start=index.float() * 0 + 1)
 
     @override
     def key_scale(self, index: Tensor, extent: Extent) -> Tensor | None:
-        """Return m at the time a key is cached, as in `query_scale`; it keeps this one."""
-        return self.query_scale(index, extent)
+        """Return m = 1 + 0.05 ln(n / T) for an input of n > T tokens; a key keeps that of the time it is cached."""
+        if not self.mscale or extent.total <= self.train_length:
+            return None
+        return index.float() * 0 + 0.05 * math.log(extent.total / self.train_length) + 1

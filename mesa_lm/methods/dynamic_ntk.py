@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from mesa_lm.methods.base import TrainedMethod
+from mesa_lm.methods.base import ScaledMethod
 from mesa_lm.methods.geometry import Band, Extent
 from mesa_lm.methods.parameters import parameter
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DynamicNTK(TrainedMethod):
+class DynamicNTK(ScaledMethod):
     """Multiply the rotary base by (factor n / T - factor + 1)^(d / (d - 2)) for an input of n > T tokens.
 
     Each row follows its own length, and its cached keys follow with every token. transformers takes the longest row
@@ -28,6 +28,7 @@ class DynamicNTK(TrainedMethod):
 
     name: ClassVar[str] = "dynamic_ntk"
 
+    log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
     factor: float = parameter(2.0, "how fast the base grows; not the ratio n / T", at_least=1)
     cached_keys: Literal["current", "stale"] = parameter("current", "base of cached keys: the input's or their own")
 

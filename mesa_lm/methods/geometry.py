@@ -27,12 +27,22 @@ class Layout:
         width: Width of the middle chunks in tokens.
         middle: Number of middle chunks of that width.
         narrow: Width of one more, narrower middle chunk after them; 0 for none.
+        anchor: How many tokens of the first chunk every middle chunk sees; None: all.
+        numbers_anew: Whether middle chunks take the positions that follow the anchor's, wherever they stand; else
+            their true ones.
     """
 
     first: int
     width: int
     middle: int
     narrow: int = 0
+    anchor: int | None = None
+    numbers_anew: bool = True
+
+    @property
+    def seen(self) -> int:
+        """Tokens of the first chunk that every middle chunk sees."""
+        return self.first if self.anchor is None else self.anchor
 
     @property
     def last_start(self) -> int:
@@ -77,10 +87,12 @@ class Extent(NamedTuple):
     Attributes:
         prompt: Tokens of the row's prompt.
         total: Tokens of the input: the prompt's while it is prefilled, later all keys including the new ones.
+        pairs: Pairs of a head's components that are rotated, for methods that place each by itself.
     """
 
     prompt: int
     total: int
+    pairs: int = 0
 
 
 class Noise(NamedTuple):
@@ -101,11 +113,13 @@ class Band(NamedTuple):
     Attributes:
         start: (q_len,) first key of each query; must not decrease.
         end: (q_len,) one past the last key of each query; must not decrease; no key where end <= start.
-        query_position: (q_len,) where the queries are scored, integers or fractions.
-        key_position: Where keys are scored, from their indices.
+        query_position: (q_len,) or, pair by pair, (q_len, pairs) where the queries are scored, integers or fractions.
+        key_position: Where keys are scored, from their indices; of the same kind.
         queries: (q_len,) which of the given queries these are, at equal distances; None for all.
         interpolated: A key between two whole positions is scored between its scores there, linearly.
         noise: Added to the scores, in a method's only band; None for none.
+        others: Query positions and key positions of the pairs that a head does not select, see
+            `Method.selected_by_heads`; None where all are as above.
     """
 
     start: Tensor
@@ -115,3 +129,4 @@ class Band(NamedTuple):
     queries: Tensor | None = None
     interpolated: bool = False
     noise: Noise | None = None
+    others: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from mesa_lm.errors import MethodError
 
 MOST = 10**9  # of any number: beyond all inputs, and positions and frequencies are finite in float32
-_IN_WORDS = {int: "an integer", float: "a number", bool: "true or false", NoneType: "none"}
+_IN_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", NoneType: "none"}
 
 
 class Declaration(NamedTuple):
@@ -118,7 +118,7 @@ def _fits(value: object, kind: Any, declaration: Declaration) -> bool:
     """Tell whether a value is of one of a parameter's types and inside its bounds."""
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
-    if kind in (bool, NoneType):
+    if kind in (bool, str, NoneType):
         return isinstance(value, kind)
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return False

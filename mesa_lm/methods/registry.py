@@ -5,11 +5,13 @@ from typing import Any
 
 from mesa_lm.errors import MethodError, unknown_name
 from mesa_lm.methods.base import Method
+from mesa_lm.methods.dpe import DPE
 from mesa_lm.methods.dual_chunk import DualChunk
 from mesa_lm.methods.dynamic_ntk import DynamicNTK
 from mesa_lm.methods.gali import GALI
 from mesa_lm.methods.infllm import InfLLM
 from mesa_lm.methods.installed import installed_method, installed_methods
+from mesa_lm.methods.lampe import LaMPE
 from mesa_lm.methods.leaky_rerope import LeakyReRoPE
 from mesa_lm.methods.lm_infinite import LMInfinite
 from mesa_lm.methods.mesa import Mesa
@@ -20,7 +22,9 @@ from mesa_lm.methods.rerope import ReRoPE
 from mesa_lm.methods.rope_scaling import LinearScaling, NTKScaling, YaRN
 from mesa_lm.methods.self_extend import SelfExtend
 from mesa_lm.methods.stair import StairPE
+from mesa_lm.methods.star import Star
 from mesa_lm.methods.streaming_llm import StreamingLLM
+from mesa_lm.methods.string import String
 
 # Classes of one name are variants of a method: the first is its default, the others are chosen by `variant`.
 METHODS: tuple[type[Method], ...] = (
@@ -38,6 +42,10 @@ METHODS: tuple[type[Method], ...] = (
     NTKScaling,
     LinearScaling,
     YaRN,
+    Star,
+    String,
+    LaMPE,
+    DPE,
     InfLLM,
     ReAttention,
     GALI,

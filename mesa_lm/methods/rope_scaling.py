@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
 from mesa_lm.errors import MethodError
-from mesa_lm.methods.base import Method, TrainedMethod
+from mesa_lm.methods.base import ScaledMethod
 from mesa_lm.methods.parameters import parameter
-from mesa_lm.methods.train_length import train_length_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearScaling(Method):
+class RopeScaling(ScaledMethod):
+    """Other rotary frequencies at every length; the model runs as it is, but for log-n scaling."""
+
+    log_n: bool = parameter(False, "scale the query at index t by max(1, ln(t+1) / ln T)")
+
+    @property
+    @override
+    def static_rope(self) -> bool:
+        return not self.log_n
+
+    @property
+    @override
+    def depends_on_length(self) -> bool:
+        return False
+
+    @override
+    def is_untouched(self, kv_len: int, cached: bool) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearScaling(RopeScaling):
     """Divide every position by `factor`, within the training length as well.
 
     Source: position interpolation, arXiv 2306.15595; rope type "linear" of transformers.
     """
 
     name: ClassVar[str] = "linear"
-    static_rope: ClassVar[bool] = True
 
     factor: float = parameter(
         8.0, "by which positions are divided; the training length times it is reached", at_least=1
@@ -29,7 +48,7 @@ class LinearScaling(Method):
 
     @override
     def longest_input(self, config: Any) -> float:
-        return self.factor * train_length_of(config)
+        return self.factor * self.train_length
 
     @override
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
@@ -37,7 +56,7 @@ class LinearScaling(Method):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NTKScaling(Method):
+class NTKScaling(RopeScaling):
     """Stretch the low frequencies by `factor` and leave the highest, by a larger rotary base at every length.
 
     The base is multiplied by factor^(d / (d - 2)) for d rotated components.
@@ -46,13 +65,12 @@ class NTKScaling(Method):
     """
 
     name: ClassVar[str] = "ntk"
-    static_rope: ClassVar[bool] = True
 
     factor: float = parameter(8.0, "by which the lowest frequency is divided", at_least=1)
 
     @override
     def longest_input(self, config: Any) -> float:
-        return self.factor * train_length_of(config)
+        return self.factor * self.train_length
 
     @override
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
@@ -63,20 +81,22 @@ class NTKScaling(Method):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class YaRN(TrainedMethod):
+class YaRN(RopeScaling):
     """Divide the low frequencies by `factor`, leave the high ones, and sharpen attention, at every length.
 
     Source: arXiv 2309.00071; rope type "yarn" of transformers.
     """
 
     name: ClassVar[str] = "yarn"
-    static_rope: ClassVar[bool] = True
 
     factor: float = parameter(16.0, "by which low frequencies are divided", at_least=1)
     beta_fast: float = parameter(32.0, "turns within T from which on a frequency is left as it is", at_least=0.001)
     beta_slow: float = parameter(1.0, "turns within T below which a frequency is divided entirely", at_least=0.001)
-    attention_factor: float | None = parameter(
-        None, "factor of cos and sin; none: 0.1 ln(factor) + 1", at_least=0.01, at_most=100
+    attention_factor: float | Literal["ntk_by_parts"] | None = parameter(
+        None,
+        "factor of cos and sin; none: 0.1 ln(factor) + 1; ntk_by_parts: 1, which is NTK-by-parts scaling",
+        at_least=0.01,
+        at_most=100,
     )
     mscale: float | None = parameter(
         None, "with mscale_all_dim: two-parameter form of the attention factor", at_least=0.001, at_most=100
@@ -104,6 +124,8 @@ class YaRN(TrainedMethod):
     @override
     def rope_parameters(self, config: Any, total: int) -> dict[str, Any]:
         optional = {name: getattr(self, name) for name in ("attention_factor", "mscale", "mscale_all_dim")}
+        if self.attention_factor == "ntk_by_parts":
+            optional["attention_factor"] = 1.0
         return {
             "rope_type": "yarn",
             "factor": float(self.factor),

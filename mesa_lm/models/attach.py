@@ -54,6 +54,9 @@ class PassHandle(Handle):
     """A model that runs pass by pass where the method does not leave an input alone."""
 
     def __init__(self, model: PreTrainedModel, method: Method, layers: Layers, attention: list[nn.Module]) -> None:
+        for group in layers.groups:
+            if group.window is None:
+                method.check_pairs(group.encoding.pairs)
         super().__init__(model, method, layers)
         self._runner, self._attention = PassRunner(model, layers, attention), attention
         self._placed = _placement(model)

@@ -52,9 +52,11 @@ def check_supported(config: Any, method: Method | None = None) -> None:
     if method is None:
         return
     alibi = family.uses_alibi(config)
-    reason = _reason_against(type(method), family, alibi)
+    reason = _reason_against(method, family, alibi)
     if reason is not None:
-        allowed = [name for name, other in available_methods().items() if _reason_against(other, family, alibi) is None]
+        allowed = [
+            name for name, other in available_methods().items() if _reason_against(other(), family, alibi) is None
+        ]
         raise ModelError(
             f"method {method.name!r} is not supported on model type {config.model_type!r}: {reason}; supported are "
             f"{', '.join(allowed)}"
@@ -76,16 +78,17 @@ def _check_rope_type(model_type: str, kind: str | None, rope_type: str, method: 
         )
 
 
-def _reason_against(method: type[Method], family: Family, alibi: bool) -> str | None:
+def _reason_against(method: Method, family: Family, alibi: bool) -> str | None:
     """Return why a method is refused on models of a family with (or without) ALiBi, None where it is supported."""
-    if method.rope_parameters is Method.rope_parameters:
+    if not method.scales_frequencies and not method.places_pairs:
         return None
+    does = "places each rotary frequency by itself" if method.places_pairs else "scales rotary frequencies"
     if alibi:
-        return "it scales rotary frequencies, and ALiBi has none"
+        return f"it {does}, and ALiBi has none"
     if family.is_remote_code and method.static_rope:
         return "it replaces a model's rotary frequencies, and remote code keeps its own"
     if family.plain_full_layers:
-        return "it scales rotary frequencies, and the layers that see everything have none"
+        return f"it {does}, and the layers that see everything have none"
     return None
 
 
@@ -96,7 +99,7 @@ def family_rows() -> list[FamilyRow]:
         for alibi in family.position_kinds:
             position = "ALiBi" if alibi else "rotary, interleaved" if family.interleaved else "rotary"
             about = ", ".join(text for text in (family.about, _WINDOWS[family.windows]) if text)
-            refusals = {name: _reason_against(method, family, alibi) for name, method in available_methods().items()}
+            refusals = {name: _reason_against(method(), family, alibi) for name, method in available_methods().items()}
             rows.append(FamilyRow(model_type, position, about, refusals))
     for model_type, reason in REFUSED.items():
         refusals = {name: None if name == "origin" else reason for name in available_methods()}

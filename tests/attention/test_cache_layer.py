@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from family_pairs import OPTIONS
-from helpers import decode, pad, random_ids
+from helpers import decode, pad, random_ids, together_and_alone
 from tiny_models import tiny_model
 from transformers.cache_utils import DynamicCache, DynamicLayer, QuantizedLayer, StaticCache
 from zoo import VARIANTS, T, tiny
@@ -52,6 +52,16 @@ def test_the_callers_cache_is_filled_in_every_family(name):
         torch.testing.assert_close(
             decode_into(model, ids, T - 3, DynamicCache(config=model.config)), expected, atol=1e-4, rtol=0
         )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_padded_cache_is_taken_over_where_its_keys_stand(name):
+    """Without position_ids transformers counts padded columns, so that rows begin at different positions."""
+    model = tiny(name)
+    rows = [random_ids(3), random_ids(T - 12, 1)]
+    with torch.no_grad(), mesa_lm.extrapolate(model, "rerope", window=T - 12, log_n=False):
+        for batched, alone in together_and_alone(model, rows, "left", random_ids(4, 99)):
+            torch.testing.assert_close(batched, alone, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}], ids=str)

@@ -58,6 +58,22 @@ def test_a_growing_document_shares_its_chunks(llama):
     assert handle.store.hits == 2 + 3 + 4
 
 
+@pytest.mark.parametrize("scaling", ["none", "yarn"])
+def test_blocks_at_true_positions_are_shared_where_they_stand(llama, scaling):
+    """A block of Star Attention is found again at its place, not elsewhere."""
+    block = random_ids(17, seed=1)
+    document = torch.cat([DOCUMENT[:17], *[block] * 5])
+    prompts = [torch.cat([document, random_ids(length, seed=length)]) for length in (9, 13)]
+    star = {"block_size": 17, "anchor_block_size": 11, "query_length": 7, "scaling": scaling}
+    with mesa_lm.extrapolate(llama, "star", **star) as handle:
+        expected = logits(llama, prompts, logits_to_keep=1)
+        handle.reuse_chunks(2**20)
+        found = logits(llama, prompts, logits_to_keep=1)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert handle.store.hits == 5
+
+
 def test_rows_of_a_batch_share_and_differ(llama):
     other = torch.cat([random_ids(100, seed=1), DOCUMENT[100:]])
     batch = torch.stack([DOCUMENT, other])
@@ -116,8 +132,10 @@ def test_a_store_that_helps_nobody_is_emptied():
 
 def test_names_depend_on_where_the_first_chunk_ends():
     tokens = random_ids(11)
-    assert ChunkStore.name(tokens[:5], tokens[5:]) != ChunkStore.name(tokens[:6], tokens[6:])
-    assert ChunkStore.name(tokens[:5], tokens[5:]) == ChunkStore.name(tokens[:5].clone(), tokens[5:].clone())
+    name = ChunkStore.name(tokens[:5], tokens[5:], 5)
+    assert name != ChunkStore.name(tokens[:6], tokens[6:], 5)
+    assert name != ChunkStore.name(tokens[:5], tokens[5:], 6)
+    assert name == ChunkStore.name(tokens[:5].clone(), tokens[5:].clone(), 5)
 
 
 def test_neighbours_of_a_kind_stay_together():

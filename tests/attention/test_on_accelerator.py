@@ -10,7 +10,7 @@ from tiny_models import tiny_model
 import mesa_lm
 
 # Angles of keys that change with every token; which keys stand one step nearer.
-COPIES = {"dynamic_ntk": 3, "stair": 2, "infllm": 7, "reattention": 7, "gali": 3}
+COPIES = {"dynamic_ntk": 3, "stair": 2, "infllm": 7, "reattention": 6}
 CHOOSING = ("infllm", "reattention")
 # How many keys a layer has chosen, in each of the two.
 WAITS = {"reattention": 2}

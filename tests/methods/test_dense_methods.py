@@ -129,7 +129,8 @@ def test_detaching_restores_the_model(name):
 def test_short_inputs_are_left_to_the_model():
     model = tiny_model()
     untouched = {"rerope": 11, "leaky_rerope": 11, "stair": 12, "self_extend": 10, "lm_infinite": 41, "dual_chunk": 25}
-    for name, length in {**untouched, "streaming_llm": 41, "dynamic_ntk": 41, "reattention": 22, "gali": 41}.items():
+    untouched |= {"streaming_llm": 41, "dynamic_ntk": 41, "star": 20, "dpe": 41, "reattention": 22, "gali": 41}
+    for name, length in untouched.items():
         ids = random_ids(length)[None]
         before = model(ids).logits
         with mesa_lm.extrapolate(model, name) as handle:
@@ -150,6 +151,11 @@ def test_short_inputs_are_left_to_the_model():
         ("linear", {"factor": 3}, 123),
         ("ntk", {"factor": 3}, 123),
         ("yarn", {"factor": 3}, 123),
+        ("star", {}, 41),
+        ("lampe", {"window": 5, "initial": 2, "map_length": 20}, 261),  # of keys 2..14 and more, 20 stand alike
+        ("dpe", {"window": 10, "scale_factors": "7/3"}, 102),  # 101//3 - 0//3 + 10 - 10//3 = 40 < 41
+        ("string", {"shift": 15, "local_value": 4}, 52),
+        ("star", {"scaling": "yarn", "factor": 3}, 123),
     ],
 )
 def test_inputs_longer_than_the_setting_serves_are_warned_about_once(name, options, longest, caplog):
@@ -165,7 +171,10 @@ def test_inputs_longer_than_the_setting_serves_are_warned_about_once(name, optio
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(mesa_lm.available_methods()) - {"origin", "linear", "ntk", "yarn", "self_extend"})
+    "name",
+    sorted(
+        set(mesa_lm.available_methods()) - {"origin", "linear", "ntk", "yarn", "self_extend", "star", "string", "lampe"}
+    ),
 )
 def test_defaults_serve_inputs_of_any_length(name, caplog):
     model = tiny_model()

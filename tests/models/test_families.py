@@ -60,6 +60,10 @@ def test_what_a_method_leaves_alone_is_the_untouched_model(variant):
                 "dual_chunk": {"chunk_size": 2 * T, "local_window": 2},
                 "infllm": {"n_local": T},
                 "reattention": {"n_local": T},
+                "star": {"block_size": T},
+                "dpe": {"window": T},
+                "lampe": {"window": T, "rope_scale": 1},
+                "string": {"shift": T, "rope_scale": 1},
             }.get(name, {})
             with mesa_lm.extrapolate(model, name, **options):
                 assert torch.equal(model(short, use_cache=False).logits, before), name

@@ -23,6 +23,13 @@ def test_scaling_methods_are_refused_without_frequencies(variant):
             mesa_lm.extrapolate(tiny(variant), name)
 
 
+@pytest.mark.parametrize("variant", UNSCALED)
+def test_star_is_refused_without_frequencies_only_where_it_scales_them(variant):
+    mesa_lm.extrapolate(tiny(variant), "star").remove()
+    with pytest.raises(ModelError, match="method 'star' is not supported on model type .* ha(s|ve) none; supp"):
+        mesa_lm.extrapolate(tiny(variant), "star", scaling="ntk")
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -55,12 +55,17 @@ MOST = {
     "dual_chunk": BANDS,
     "dynamic_ntk": Most(20, 30, copies=3),  # its angles change with every token
     "stair": Most(30, 3600, passes=1, copies=2, length=8192),  # positions, and which keys stand one step nearer
-    "infllm": Most(1, 1),
-    "reattention": Most(1, 1),
-    "gali": Most(1, 1),
+    # Pieces are passes; three bands or one, what is chosen, and attention that keys receive.
+    "infllm": Most(105, 125, passes=33, copies=7),
+    "reattention": Most(115, 120, passes=58, copies=4, waits=2),
+    "gali": Most(20, 35, passes=7),
     "linear": Most(0, 0, passes=1, copies=0),
     "ntk": Most(0, 0, passes=1, copies=0),
     "yarn": Most(0, 0, passes=1, copies=0),
+    "string": BANDS,
+    "dpe": BANDS,
+    "lampe": Most(31, 80),  # the keys that stay linear are moved
+    "star": Most(4, 11, passes=5),  # block 0, later ones twice, the last and narrower one, the query
 }
 
 

@@ -72,7 +72,7 @@ def measure_floor(model: PreTrainedModel, method: Method, batch: int, length: in
         rows = batch * block.chunks
         tokens[rows * block.width] += 1
         calls[Attention(rows, block.width, block.width, True)] += 1
-        calls[Attention(rows, block.width, layout.first, False)] += 1
+        calls[Attention(rows, block.width, layout.seen, False)] += 1
     layers = int(model.config.get_text_config().num_hidden_layers)
     linears = [module for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
     one_layer = linears[: len(linears) // layers]
