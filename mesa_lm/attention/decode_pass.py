@@ -180,9 +180,9 @@ class _TokenRun:
         self._both_angles = Angles(angles.cos[:, count:], angles.sin[:, count:])
         place = count + 2
         shifts = []
-        for distance, interpolated in zip(numbers[1:], [seen.interpolated for seen in moved + others], strict=True):
-            shift = self._encoding.interpolated_shift if interpolated else self._encoding.shift
-            shifts.append(shift(on_device[None, place : place + len(distance)]))
+        for seen, distance in zip(moved + others, numbers[1:], strict=True):
+            shift_of = self._encoding.interpolated_shift if seen.interpolated else self._encoding.shift
+            shifts.append(shift_of(on_device[None, place : place + len(distance)]))
             place += len(distance)
         for seen, shift in zip(moved, shifts, strict=False):
             seen.shift = shift
