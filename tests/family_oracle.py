@@ -192,7 +192,8 @@ def _rotated(model, pairs, train_length, given_factor):
 
         def scores_at(distance):
             """Scores of all pairs, (heads, n, n)."""
-            distance = torch.as_tensor(distance, dtype=torch.float64).expand(n, n)
+            distance = torch.as_tensor(distance, dtype=torch.float64)
+            distance = distance if distance.ndim == 3 else distance.expand(n, n)
             queries, keys = query[0].transpose(0, 1)[:, :, None], key
             if rotates:
                 queries = queries.expand(-1, -1, n, -1)  # (n, heads, n, head_dim)
