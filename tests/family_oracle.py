@@ -36,16 +36,17 @@ def family_logits(
     own = copy.deepcopy(model).double()
     own.config._experts_implementation = "eager"  # the fused one knows no float64
     alibi = own.config.model_type in ("mpt", "bloom") or getattr(own.config, "alibi", False)
-    with torch.no_grad(), _biased(own, pairs) if alibi else _rotated(own, pairs, train_length, factor):
+    context = _rotated(own, pairs, train_length, factor)
+    if alibi:
+        context = _biased(own, pairs) if pairs.choose is None else _choosing_biased(own, pairs)
+    with torch.no_grad(), context:
         # Some of these models build their bias only for a mask.
         return own(ids[None], attention_mask=torch.ones(1, len(ids)), use_cache=False).logits[0]
 
 
-@contextmanager
-def _biased(model, pairs):
-    """Put -slope * distance into the score of each pair, and the query's factor into its projection."""
-    kind, config = model.config.model_type, model.config
-    heads, n = config.num_attention_heads, len(pairs.distance)
+def _slopes(config):
+    """The slope of each head."""
+    kind, heads = config.model_type, config.num_attention_heads
     if kind == "mpt":
         # attention.py of mosaicml/mpt-7b: halving slopes for the next power of two, odd places first.
         full = 2 ** math.ceil(math.log2(heads))
@@ -57,9 +58,47 @@ def _biased(model, pairs):
         slopes = [2 ** (-8 * (i + 1) / low) for i in range(low)]
         slopes += [2 ** (-4 * (2 * i + 1) / low) for i in range(heads - low)]
     slopes = torch.tensor(slopes, dtype=torch.float64)
-    if kind == "falcon":
-        slopes = slopes.bfloat16().double()
-    bias = -slopes[:, None, None] * pairs.distance
+    return slopes.bfloat16().double() if kind == "falcon" else slopes
+
+
+@contextmanager
+def _choosing_biased(model, pairs):
+    """Let each layer choose: build no bias, and put that of the chosen pairs where the layer has its scores."""
+    config, n = model.config, len(pairs.distance)
+    slopes = _slopes(config)[:, None, None]
+    if config.model_type == "falcon":  # which scales its bias as it does the products
+        slopes = slopes / math.sqrt(config.hidden_size // config.num_attention_heads)
+
+    def weights(scores):
+        """Return (heads, n, n) attention from the scores without bias, (heads, n, n)."""
+        visible, distance = pairs.choose(lambda distance: scores - slopes * distance, lambda given: given)
+        return (scores - slopes * distance).masked_fill(~visible, -torch.inf).softmax(-1)
+
+    def softmax(scores, *args, **kwargs):
+        return weights(scores.view(-1, n, n)).view(scores.shape)
+
+    def attention(query, key, value, **kwargs):
+        return (weights((query @ key.transpose(-1, -2))[0] / math.sqrt(query.shape[-1])) @ value[0])[None]
+
+    nothing = torch.zeros(config.num_attention_heads, 1 if config.model_type == "bloom" else n, n, dtype=torch.float64)
+    if config.model_type == "falcon":
+        with patch("torch.nn.functional.scaled_dot_product_attention", attention):
+            yield
+        return
+    build = "build_mpt_alibi_tensor" if config.model_type == "mpt" else "build_alibi_tensor"
+    with (
+        patch.object(model.base_model, build, lambda *args, **kwargs: nothing),
+        patch("torch.nn.functional.softmax", softmax),
+    ):
+        yield
+
+
+@contextmanager
+def _biased(model, pairs):
+    """Put -slope * distance into the score of each pair, and the query's factor into its projection."""
+    kind, config = model.config.model_type, model.config
+    heads, n = config.num_attention_heads, len(pairs.distance)
+    bias = -_slopes(config)[:, None, None] * pairs.distance
     bias = bias.masked_fill(~pairs.visible, torch.finfo(torch.float64).min / 8)
     factors = pairs.scale if pairs.scale.ndim == 2 else pairs.scale[:, None].expand(n, n)
 
@@ -123,6 +162,11 @@ def _rotated(model, pairs, train_length, given_factor):
             factor = getattr(rotary, f"{kind}attention_scaling")
         if own is pairs and given_factor is not None:
             factor = given_factor
+        if own.interpolated:
+            whole = own._replace(interpolated=False)
+            tables = zip(table(distance.floor(), whole, layer), table(distance.ceil(), whole, layer), strict=True)
+            weight = (distance - distance.floor())[..., None]
+            return tuple(torch.lerp(low, high, weight) for low, high in tables)
         angle = (distance if distance.ndim == 3 else distance[..., None]) * (
             frequency if frequency.ndim == 1 else frequency[: len(distance), None]
         )
@@ -143,19 +187,30 @@ def _rotated(model, pairs, train_length, given_factor):
 
     def attention(layer, query, key, value, scaling, window=None, softcap=None):
         """Return (1, n, heads, head_dim)."""
-        own = layer_pairs(layer, window)
+        own, rotates = layer_pairs(layer, window), state["turned"] > 0
         key, value = (s.repeat_interleave(query.shape[1] // s.shape[1], dim=1) for s in (key, value))
-        if state["turned"]:
-            queries = query[0].transpose(0, 1)[:, :, None].expand(-1, -1, n, -1)  # (n, heads, n, head_dim)
-            queries = turned(queries, *table(own.distance, own, layer))
-            key = turned(key, *table(own.distance[:1] * 0, own, layer))
-        else:
-            queries = query[0].transpose(0, 1)[:, :, None]
-        scores = (queries * key).sum(-1) * scaling  # (n, heads, n)
-        scores = scores * (own.scale[:, None, None] if own.scale.ndim == 1 else own.scale[:, None])
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(~own.visible[:, None], -torch.inf)
+
+        def scores_at(distance):
+            """Scores of all pairs, (heads, n, n)."""
+            distance = torch.as_tensor(distance, dtype=torch.float64)
+            distance = distance if distance.ndim == 3 else distance.expand(n, n)
+            queries, keys = query[0].transpose(0, 1)[:, :, None], key
+            if rotates:
+                queries = queries.expand(-1, -1, n, -1)  # (n, heads, n, head_dim)
+                queries = turned(queries, *table(distance, own, layer))
+                keys = turned(key, *table(distance[:1] * 0, own, layer))
+            return ((queries * keys).sum(-1) * scaling).transpose(0, 1)
+
+        def capped(scores):
+            return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+        visible, distance = own.visible, own.distance
+        if own.choose is not None:
+            visible, distance = own.choose(scores_at, capped)
+        scores = scores_at(distance).transpose(0, 1)  # (n, heads, n)
+        scores = capped(scores * (own.scale[:, None, None] if own.scale.ndim == 1 else own.scale[:, None]))
+        visible = visible if visible.ndim == 3 else visible[None]
+        scores = scores.masked_fill(~visible.transpose(0, 1), -torch.inf)
         state["turned"] = 0
         return torch.einsum("qhk,hkd->qhd", scores.softmax(-1), value[0])[None]
 

@@ -8,6 +8,11 @@ def random_ids(length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(1, 58, (length,), generator=torch.Generator().manual_seed(seed))
 
 
+def distinct_ids(length: int, seed: int = 0) -> torch.Tensor:
+    """Token ids that do not repeat, for a vocabulary of 211: equal tokens may tie where queries choose their keys."""
+    return torch.randperm(209, generator=torch.Generator().manual_seed(seed))[:length] + 1
+
+
 def decode(model, ids: torch.Tensor, prompt: int) -> torch.Tensor:
     """Logits of a prompt and of the tokens after it, fed one by one."""
     output = model(ids[None, :prompt], use_cache=True)

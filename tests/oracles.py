@@ -23,6 +23,14 @@ class Pairs(NamedTuple):
     scale: Tensor  # (n,) or (n, n)
     frequency: Tensor | None = None  # (n, head_dim / 2) rotary frequencies per query; None: the model's
     own_keys: bool = False  # key j is rotated by its own row of `frequency`, at position j, not by its query's
+    interpolated: bool = False  # scores at fractions of a distance lie between those at the whole ones, linearly
+    choose: "Choose | None" = None  # in each layer, what is visible and at which distance; then the above are not used
+
+
+# scores(distance) are those of all pairs at one distance, or at a matrix of distances: (heads, n, n), before
+# soft-capping, which is the second argument. Returned are what is visible, (heads or 1, n, n) bool, and the distances.
+Scores = Callable[[Tensor | float], Tensor]
+Choose = Callable[[Scores, Callable[[Tensor], Tensor]], tuple[Tensor, Tensor]]
 
 
 def stair(distance: int, near: int, width: int) -> int:
@@ -216,6 +224,141 @@ def dual_chunk_pairs(prompt: int, total: int, *, T: int, C: int, w: int, mscale:
     return pairs._replace(scale=pairs.scale[:, None] * pairs.scale[None, :])
 
 
+def pieces_of(prompt: int, total: int, longest: int, within: int) -> list[tuple[int, int]]:
+    """A prompt but for its last token in chunks, cut into pieces; then token by token."""
+    pieces = []
+    for chunk in range(0, prompt - 1, longest):
+        end = min(chunk + longest, prompt - 1)
+        pieces += [(start, min(start + within, end)) for start in range(chunk, end, within)]
+    return pieces + [(t, t + 1) for t in range(prompt - 1, total)]
+
+
+def chosen_pairs(total: int, choose: Choose) -> Pairs:
+    """Pairs of a method whose queries choose in every layer."""
+    causal = dense_pairs(total, lambda t, j: t - j, lambda t: 1.0)
+    return causal._replace(choose=choose)
+
+
+def infllm_pairs(
+    prompt: int, total: int, *, first: int, L: int, B: int, topk: int, R: int, E: int, chunk: int, perhead: bool
+) -> Pairs:
+    """InfLLM, arXiv 2402.04617: the last L keys; at distance L - 1 initial ones, chosen blocks, what is in neither."""
+
+    def choose(scores: Scores, capped: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        index = torch.arange(total)
+        distance = index[:, None] - index
+        near, far = capped(scores(distance.double())), capped(scores(L - 1.0))
+        uncapped = scores(L - 1.0)
+        heads = len(near)
+        visible = torch.zeros(heads, total, total, dtype=torch.bool)
+        received = torch.zeros(heads, total, dtype=torch.float64)
+        initial, blocks, represented, start = 0, list[range](), list[list[list[int]]](), 0
+        for a, e in pieces_of(prompt, total, chunk, E):
+            chosen = [set(range(len(blocks))) for _ in range(heads)]
+            if len(blocks) > topk:
+                found = [
+                    [sum(float(uncapped[h, t, j]) for t in range(a, e) for j in block[h]) for block in represented]
+                    for h in range(heads)
+                ]
+                if not perhead:
+                    found = [[sum(column) for column in zip(*found, strict=True)]] * heads
+                best = [sorted(range(len(blocks)), key=lambda b, own=own: -own[b])[:topk] for own in found]
+                chosen = [set(own) for own in best]
+            for h in range(heads):
+                far_keys = {*range(initial), *range(start, e)}.union(*(blocks[b] for b in chosen[h]))
+                for t in range(a, e):
+                    weights = {}
+                    for j in range(t + 1):
+                        if t - j < L:
+                            weights[j] = math.exp(near[h, t, j])
+                        elif j in far_keys:
+                            weights[j] = math.exp(far[h, t, j])
+                    visible[h, t, list(weights)] = True
+                    total_weight = sum(weights.values())
+                    for j in range(max(0, t - L + 1), t + 1):
+                        received[h, j] += weights[j] / total_weight
+            while e - start > L and initial < first:
+                initial, start = initial + 1, start + 1
+            while e - start - B >= L:
+                blocks.append(range(start, start + B))
+                represented.append([sorted(blocks[-1], key=lambda j, h=h: -received[h, j])[:R] for h in range(heads)])
+                start += B
+        return visible, distance.clamp(max=L - 1).double()
+
+    return chosen_pairs(total, choose)
+
+
+def reattention_pairs(
+    prompt: int,
+    total: int,
+    *,
+    g: int,
+    L: int,
+    topk: int,
+    span: int,
+    chunk: int,
+    align: int,
+    clip: int | None,
+    original: bool,
+) -> Pairs:
+    """ReAttention, arXiv 2407.15176: g first keys, spans around the best, the last ones; numbered without gaps."""
+    first = min(prompt - 1, g + L - (align - (prompt - 1 - g + L) % align))
+    pieces = [(0, first)] * (first > 0) + [
+        (a + first, e + first) for a, e in pieces_of(prompt - first, total - first, chunk, chunk)
+    ]
+
+    def choose(scores: Scores, capped: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        plain = scores(0.0)
+        visible = torch.zeros(1, total, total, dtype=torch.bool)
+        distance = torch.zeros(total, total, dtype=torch.float64)
+        for a, m in pieces:
+            kept = list(range(m))
+            if m > g + L:
+                last = L if topk == 0 else L - (align - (m - g - L) % align)
+                middle = range(g, m - last)
+                times: dict[int, int] = {}
+                for own in plain[:, a:m].flatten(0, 1).tolist():
+                    for j in sorted(middle, key=lambda j, own=own: -own[j])[:topk]:
+                        times[j] = times.get(j, 0) + 1
+                best = sorted(times, key=lambda j: (times[j], j), reverse=True)[:clip]
+                seen = {hit + offset for hit in best for offset in range(-(span // 2), (span + 1) // 2)}
+                kept = [*range(g), *sorted(seen.intersection(middle)), *range(m - last, m)]
+            for t in range(a, m):
+                for slot, j in enumerate(kept):
+                    if j <= t:
+                        visible[0, t, j] = True
+                        distance[t, j] = t - j if original else kept.index(t) - slot
+        return visible, distance
+
+    return chosen_pairs(total, choose)
+
+
+def gali_pairs(
+    prompt: int, total: int, *, T: int, w: int, chunk: int, growth: float | None, interpolate: bool, logn: bool
+) -> Pairs:
+    """GALI, arXiv 2502.02659: each piece places all keys anew, within T."""
+    ends, done = {}, 0
+    while done < total:
+        piece = T if done < T else chunk if growth is None else max(1, int(done * growth))
+        end = min(done + piece, prompt) if done < prompt else done + 1
+        ends |= dict.fromkeys(range(done, end), end)
+        done = end
+
+    def position(token: int, m: int) -> float:
+        if m <= T:
+            return token
+        g = math.ceil((m - w) / (T - w))
+        k = math.ceil((m - T) / (g - 1))
+        f = m - (T - k)
+        return token // g + (token % g) / g if token < f else k + token - f
+
+    def rule(t: int, j: int) -> float:
+        query = position(t, ends[t])
+        return (math.ceil(query) if interpolate else query) - position(j, ends[t])
+
+    return dense_pairs(total, rule, log_n(T, logn))._replace(interpolated=interpolate)
+
+
 def scaled_rope_pairs(
     prompt: int, total: int, *, head_dim: int, base: float, stretch: Callable[[int], float], divide: float = 1.0
 ) -> Pairs:
@@ -387,18 +530,43 @@ def dense_logits(model: torch.nn.Module, ids: Tensor, pairs: Pairs) -> Tensor:
             query = norm(query, weights[name + "self_attn.q_norm.weight"])
             key = norm(key, weights[name + "self_attn.k_norm.weight"])
         outputs = torch.zeros(n, heads, head_dim, dtype=torch.float64)
-        for head in range(heads):
-            q = torch.view_as_complex(query[:, head].view(n, 2, -1).transpose(1, 2).contiguous())
-            k = torch.view_as_complex(key[:, head * kv_heads // heads].view(n, 2, -1).transpose(1, 2).contiguous())
-            v = value[:, head * kv_heads // heads]
-            for t in range(n):
-                own = frequency if pairs.frequency is None else pairs.frequency[t]
-                angle = pairs.distance[t].view(n, -1) * own
+        paired = [  # queries and keys of each head, as complex numbers
+            tuple(
+                torch.view_as_complex(states.view(n, 2, -1).transpose(1, 2).contiguous())
+                for states in (query[:, head], key[:, head * kv_heads // heads])
+            )
+            for head in range(heads)
+        ]
+
+        def row(head: int, t: int, distance: Tensor, paired: list[tuple[Tensor, Tensor]] = paired) -> Tensor:
+            """Scores of query t and every key."""
+            q, k = paired[head]
+            own = frequency if pairs.frequency is None else pairs.frequency[t]
+
+            def turned(distance: Tensor) -> Tensor:
+                angle = distance.view(n, -1) * own
                 if pairs.own_keys:
                     angle = t * own - torch.arange(n)[:, None] * pairs.frequency
                 turn = torch.polar(torch.ones(n, len(own)).double(), angle)
-                score = (q[t] * k.conj() * turn).real.sum(-1) / math.sqrt(head_dim) * pairs.scale[t]
-                outputs[t, head] = score.masked_fill(~pairs.visible[t], -torch.inf).softmax(-1) @ v
+                return (q[t] * k.conj() * turn).real.sum(-1) / math.sqrt(head_dim)
+
+            if pairs.interpolated:
+                return torch.lerp(turned(distance.floor()), turned(distance.ceil()), distance - distance.floor())
+            return turned(distance)
+
+        def scores(distance: Tensor | float, row: Callable[..., Tensor] = row) -> Tensor:
+            rows = torch.as_tensor(distance, dtype=torch.float64).expand(n, n)
+            return torch.stack([torch.stack([row(head, t, rows[t]) for t in range(n)]) for head in range(heads)])
+
+        visible, distance = pairs.visible, pairs.distance
+        if pairs.choose is not None:
+            visible, distance = pairs.choose(scores, lambda given: given)
+        visible = visible.expand(heads, n, n)
+        for head in range(heads):
+            v = value[:, head * kv_heads // heads]
+            for t in range(n):
+                score = row(head, t, distance[t]) * pairs.scale[t]
+                outputs[t, head] = score.masked_fill(~visible[head, t], -torch.inf).softmax(-1) @ v
         hidden = hidden + linear(outputs.flatten(1), name + "self_attn.o_proj")
         normed = norm(hidden, weights[name + "post_attention_layernorm.weight"])
         gated = silu(linear(normed, name + "mlp.gate_proj")) * linear(normed, name + "mlp.up_proj")

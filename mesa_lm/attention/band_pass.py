@@ -10,10 +10,11 @@ from mesa_lm.attention.bands import Sum, attend_part, merge_rounded
 from mesa_lm.attention.encoding import Angles, Encoding, multiply, rotate
 from mesa_lm.attention.kernels import Partial, Scoring, additive_mask
 from mesa_lm.attention.model_pass import NewTokens
+from mesa_lm.attention.noise import attend_noisily
 from mesa_lm.attention.pair_selection import chosen_components, doubled_keys, doubled_query
 from mesa_lm.attention.parts import Part, parts_of
 from mesa_lm.methods.base import Method
-from mesa_lm.methods.geometry import Band, Extent
+from mesa_lm.methods.geometry import Band, Extent, Noise
 
 
 class BandPass:
@@ -34,7 +35,7 @@ class BandPass:
             encoding: The layers' position encoding.
         """
         extents = tokens.extents()
-        self._runs = [_RowRun(tokens, run, extents[run.start], method, encoding) for run in tokens.neighbours(extents)]
+        self._runs = [RowRun(tokens, run, extents[run.start], method, encoding) for run in tokens.neighbours(extents)]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store keys and values and return the attention output; shapes as in `GroupPass`."""
@@ -42,7 +43,7 @@ class BandPass:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-class _PlannedBand(NamedTuple):
+class PlannedBand(NamedTuple):
     """A band with what all layers share.
 
     Attributes:
@@ -53,6 +54,7 @@ class _PlannedBand(NamedTuple):
         stepped: Keys are taken as the band before has left them, but for these, which move by `_RowRun._step`; None:
             all are taken as they are stored.
         parts: What its queries see, keys counted from its first one.
+        noise: As in `Band`.
         others: Angles of its queries, and of moving all its keys, for pairs that a head does not select.
     """
 
@@ -62,10 +64,11 @@ class _PlannedBand(NamedTuple):
     shift: Angles | None
     stepped: slice | None
     parts: list[Part]
+    noise: Noise | None
     others: tuple[Angles, Angles] | None
 
 
-class _RowRun:
+class RowRun:
     """Rows of a pass that are neighbours in the cache and hold equally many tokens of equally long inputs."""
 
     def __init__(self, tokens: NewTokens, part: slice, extent: Extent, method: Method, encoding: Encoding) -> None:
@@ -90,7 +93,7 @@ class _RowRun:
         self._rounds_merge = method.rounds_merge
         self._masks: dict[Part, Tensor] = {}
 
-    def _planned(self, bands: tuple[Band, ...]) -> Iterator[_PlannedBand]:
+    def _planned(self, bands: tuple[Band, ...]) -> Iterator[PlannedBand]:
         """Yield the bands; of bands for some queries each, few keys move from one to the next."""
         before = slice(0, 0)
         places = self._stored_at[before]
@@ -107,13 +110,15 @@ class _RowRun:
             is_moved = stepped is None and bool((distance != 0).any())
             queries = slice(None) if band.queries is None else evenly_apart(band.queries)
             assert queries is not None, "queries of a band are at equal distances"
-            yield _PlannedBand(
+            shift = self._encoding.interpolated_shift if band.interpolated else self._encoding.shift
+            yield PlannedBand(
                 queries,
                 None if some else self._encoding.angles(band.query_position[None]),
                 self._slots(keys),
-                self._encoding.shift(distance[None]) if is_moved else None,
+                shift(distance[None]) if is_moved else None,
                 stepped,
                 [part._replace(key=part.key - keys.start) for part in parts],
+                band.noise,
                 None if band.others is None else self._other_angles(band.others, keys),
             )
             goes_on = some and (is_moved or stepped is not None)
@@ -147,6 +152,7 @@ class _RowRun:
         return self._encoding.angles(positions)
 
     def _slots(self, keys: slice) -> slice:
+        """Return where keys lie in the cache."""
         start = self._cache.slot(self._cached.start, keys.start)
         return slice(start, start + keys.stop - keys.start)
 
@@ -162,13 +168,31 @@ class _RowRun:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `BandPass.attend`, for these rows."""
+        sums, head_dim = list[Sum](), query.shape[-1]
+        for band, own, keys, values in self.scored(layer, query, key, value):
+            if band.noise is not None:
+                return attend_noisily(own, keys, values, scoring, band.noise, layer)
+            if not sums or self._rounds_merge:
+                sums.append(Sum(query))
+            for part in band.parts:
+                output, lse = attend_part(part, own, keys, values, scoring, self.mask(part, query))
+                partial = Partial(output[..., :head_dim], lse)
+                if len(self._bands) == len(band.parts) == 1 and part.problems == 1:
+                    return partial.output
+                sums[-1].add(partial, part, band.queries)
+        return merge_rounded(sums) if self._rounds_merge else sums[0].output()
+
+    def scored(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Iterator[tuple[PlannedBand, Tensor, Tensor, Tensor]]:
+        """Store keys and values, and yield each band with its queries, keys and values where it scores them."""
         stored = rotate(key, self._key_angles)
         if self._key_scale is not None:
             stored = multiply(stored, self._key_scale, self._spared)
-        all_keys, all_values = self._cache.append(layer, self._cached, stored, value)
+        all_keys, all_values = self._store(layer, stored, value)
         if self._query_scale is not None:
             query = multiply(query, self._query_scale, self._spared)
-        keys, sums, head_dim = all_keys, list[Sum](), query.shape[-1]
+        keys = all_keys
         stepped = None if self._step_angles is None else rotate(all_keys, self._step_angles)
         some = None if self._shared_angles is None else rotate(query, self._shared_angles)
         for band in self._bands:
@@ -180,25 +204,21 @@ class _RowRun:
             values = all_values[:, :, band.slots]
             if band.angles is None:
                 assert some is not None
-                rotated = some[:, :, band.queries].contiguous()  # kernels read each many times
+                own = some[:, :, band.queries].contiguous()  # kernels read each many times
             else:
-                rotated = rotate(query[:, :, band.queries], band.angles)
+                own = rotate(query[:, :, band.queries], band.angles)
             if band.others is not None:
-                selection = self._selected_by_heads(layer)
+                selection, head_dim = self._selected_by_heads(layer), query.shape[-1]
                 chosen = chosen_components(selection, self._encoding.pairs, head_dim, query.device, query.dtype)
-                rotated = doubled_query(rotated, rotate(query, band.others[0]), chosen)
+                own = doubled_query(own, rotate(query, band.others[0]), chosen)
                 keys, values = doubled_keys(keys, rotate(all_keys[:, :, band.slots], band.others[1]), values)
-            if not sums or self._rounds_merge:
-                sums.append(Sum(query))
-            for part in band.parts:
-                output, lse = attend_part(part, rotated, keys, values, scoring, self._mask(part, query))
-                partial = Partial(output[..., :head_dim], lse)
-                if len(self._bands) == len(band.parts) == 1 and part.problems == 1:
-                    return partial.output
-                sums[-1].add(partial, part, band.queries)
-        return merge_rounded(sums) if self._rounds_merge else sums[0].output()
+            yield band, own, keys, values
 
-    def _mask(self, part: Part, like: Tensor) -> Tensor | None:
+    def _store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys, where they are cached, and values of the new tokens; return those of all tokens by slot."""
+        return self._cache.append(layer, self._cached, key, value)
+
+    def mask(self, part: Part, like: Tensor) -> Tensor | None:
         """Return a slanted part's mask, made once for all layers."""
         if part.shape != "slanted":
             return None

@@ -12,6 +12,7 @@ from mesa_lm.attention.layer_groups import Layers
 from mesa_lm.attention.ranks import Ranks
 from mesa_lm.errors import ModelError, UsageError
 from mesa_lm.methods.geometry import Kept
+from mesa_lm.methods.recall import ContextMemory
 from mesa_lm.methods.weaves import Placement
 
 # Tokens that are kept beyond those that later ones see: so many may be cropped, and they are dropped by so many.
@@ -32,6 +33,7 @@ class CachedRow:
         room: Tokens of its prompt that are held, for which the first write makes room.
         held: Ranges of its tokens that this process holds, in the order of their slots; None: all.
         unseen: Its first slots that another process attends to.
+        away: Tokens whose keys and values lie in host memory, in layers without a window; later ones have closed up.
     """
 
     length: int = 0
@@ -43,6 +45,7 @@ class CachedRow:
     room: int = 0
     held: tuple[range, ...] | None = None
     unseen: int = 0
+    away: range = range(0)
 
     @property
     def slots(self) -> int:
@@ -91,6 +94,8 @@ class WovenCache:
         recent_keys: Per layer the last keys at their true positions, where decoding needs them beside those that are
             stored; token i lies in slot i modulo the number of slots.
         recent_values: Per layer, like recent_keys.
+        memories: Per layer what each row's tokens have left behind beside keys and values, under some methods.
+        host: Keys and values that lie in host memory; a row's first token there is the first one of `away`.
     """
 
     def __init__(
@@ -105,6 +110,8 @@ class WovenCache:
         self.values: dict[int, Tensor] = {}
         self.recent_keys: dict[int, Tensor] = {}
         self.recent_values: dict[int, Tensor] = {}
+        self.memories: dict[int, list[ContextMemory | None]] = {}
+        self.host: WovenCache | None = None
 
     @classmethod
     def from_rotated(
@@ -252,7 +259,7 @@ class WovenCache:
             buffer[rows, :, first : first + last] = states[:, :, first + row.dropping :]
         return key, value
 
-    def write(self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor) -> None:
+    def write(self, layer: int, rows: slice, start: int, key: Tensor, value: Tensor, whole_prompt: bool = True) -> None:
         """Store keys and values of consecutive tokens of neighbouring rows.
 
         Args:
@@ -261,9 +268,10 @@ class WovenCache:
             start: Slot of the first token.
             key: (rows, num_kv_heads, len, head_dim), rotated.
             value: (rows, num_kv_heads, len, head_dim).
+            whole_prompt: Make room for the rows' prompts at once.
         """
         end = start + key.shape[2]
-        expected = () if self.kept else (row.room for row in self.rows[rows])
+        expected = (row.room for row in self.rows[rows]) if whole_prompt and self.kept is None else ()
         self._reserve(layer, max([end, *expected]), key)
         for buffer, states in ((self.keys[layer], key), (self.values[layer], value)):
             buffer[rows, :, start:end] = states.to(buffer.device)
@@ -381,6 +389,29 @@ class WovenCache:
             values[batch, :, dropped.start : dropped.start + kept] = values[batch, :, dropped.stop : row.length].clone()
         row.length -= len(dropped)
 
+    def move_away(self, batch: int, away: range, layers: Layers) -> None:
+        """Move keys and values of a row from the device to host memory; those after them close up.
+
+        Args:
+            batch: Row.
+            away: Tokens that are to lie there; those that do already are its first ones.
+            layers: The model's layers; those with a window of their own keep their keys.
+        """
+        row = self.rows[batch]
+        before, count = len(row.away), len(away) - len(row.away)
+        if count <= 0:
+            return
+        self.host = self.host or WovenCache(len(self.rows))
+        held, one = row.length - before, slice(batch, batch + 1)
+        leaving, staying = slice(away.start, away.start + count), slice(away.start + count, held)
+        for group, members in layers.members():
+            for layer in members if group.window is None else ():
+                keys, values = self.keys[layer][one], self.values[layer][one]
+                self.host.write(layer, one, before, keys[:, :, leaving].cpu(), values[:, :, leaving].cpu())
+                for states in (keys, values):
+                    states[:, :, away.start : held - count] = states[:, :, staying].clone()
+        row.away = away
+
     def _reserve(self, layer: int, length: int, like: Tensor) -> None:
         """Make room for `length` tokens per row; a growing buffer gets an eighth more than it needs.
 
@@ -407,6 +438,10 @@ class WovenCache:
         for buffers in (self.keys, self.values, self.recent_keys, self.recent_values):
             for layer, buffer in buffers.items():
                 buffers[layer] = buffer.index_select(0, indices.to(buffer.device))
+        for layer, memories in self.memories.items():
+            self.memories[layer] = [memories[i] for i in indices.tolist()]
+        if self.host is not None:
+            self.host.select(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens of every row.
@@ -415,7 +450,8 @@ class WovenCache:
             tokens_to_remove: Their number, negative as in transformers.
 
         Raises:
-            UsageError: Keys were moved or dropped for tokens that came later, which cannot be taken back.
+            UsageError: Keys were moved or dropped for tokens that came later, or these left something behind, which
+                cannot be taken back.
         """
         count = abs(tokens_to_remove)
         for row in self.rows:
@@ -425,7 +461,7 @@ class WovenCache:
                 raise UsageError(
                     f"this cache can be cropped by {most} tokens, found {count}: earlier ones are not kept"
                 )
-        if any(row.weave is not None or row.length != self.columns for row in self.rows):
+        if self.memories or any(row.weave is not None or row.length != self.columns for row in self.rows):
             raise UsageError("this cache cannot be cropped: assisted and contrastive decoding are not supported")
         for row in self.rows:
             row.crop(row.length - count)

@@ -36,6 +36,7 @@ class _SeenKeys:
         visible: (places, keys) which keys each of them scores; None: all.
         distance: (keys,) how far the keys are moved; None: they are not.
         is_recent: Whether they are taken from the buffer of recent keys.
+        interpolated: As in `Band`.
         other_distance: (keys,) how far they are moved for pairs that a head does not select; None: it selects all.
         other_place: Which position of the query scores those.
     """
@@ -47,6 +48,7 @@ class _SeenKeys:
     visible: Tensor | None = None
     distance: Tensor | None = None
     is_recent: bool = False
+    interpolated: bool = False
     shift: Angles | None = field(default=None)
     other_distance: Tensor | None = None
     other_place: int = 0
@@ -167,7 +169,7 @@ class _TokenRun:
             visible = distance == torch.tensor(values)[:, None] if len(values) > 1 else None
             return _SeenKeys(start, end, slots, slice(first, len(self._places)), visible)
         self._places.append(place)
-        seen = _SeenKeys(start, end, slots, slice(first, first + 1), None, distance)
+        seen = _SeenKeys(start, end, slots, slice(first, first + 1), None, distance, interpolated=band.interpolated)
         is_true = bool((band.key_position(index[-1:]) == self._past).all())
         seen.is_recent = start > 0 and end == self._past + 1 and is_true and not self._follows_length
         return seen
@@ -191,7 +193,8 @@ class _TokenRun:
         positions, *rest = on_device.split([len(part) for part in numbers])
         self._angles = self._encoding.angles(positions[None])
         for seen, distance in zip(moved, rest[: len(moved)], strict=True):
-            seen.shift = self._encoding.shift(distance[None])
+            shift = self._encoding.interpolated_shift if seen.interpolated else self._encoding.shift
+            seen.shift = shift(distance[None])
         for seen, distance in zip(others, rest[len(moved) : len(moved) + len(others)], strict=True):
             seen.other_shift = self._encoding.shift(distance[None])
         for seen, mask in zip(masked, rest[len(moved) + len(others) :], strict=True):

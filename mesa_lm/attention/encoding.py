@@ -104,6 +104,15 @@ class Encoding:
         """
         return self.angles(distance, torch.float32)
 
+    def interpolated_shift(self, distance: Tensor) -> Angles:
+        """Return as `shift` what moves a key to where its scores lie between those at the whole distances beside it.
+
+        Scores are linear in cosines and sines, so it is their mean, weighted by nearness.
+        """
+        low, high = self.shift(distance.floor()), self.shift(distance.ceil())
+        weight = (distance - distance.floor()).to(low.cos)[..., None]
+        return Angles(torch.lerp(low.cos, high.cos, weight), torch.lerp(low.sin, high.sin, weight))
+
     def for_input(self, method: Method, extent: Extent) -> Encoding:
         """Return the encoding with which a method runs an input.
 

@@ -21,10 +21,12 @@ from mesa_lm.attention.dense_pass import DensePass
 from mesa_lm.attention.layer_groups import LayerGroup, Layers
 from mesa_lm.attention.model_pass import GroupPass, ModelPass, NewTokens
 from mesa_lm.attention.ranks import Ranks
+from mesa_lm.attention.recall_pass import RecallPass
 from mesa_lm.attention.window import LayerWindow
 from mesa_lm.errors import ModelError
 from mesa_lm.methods.base import Method
 from mesa_lm.methods.geometry import Block, Extent, Kept, Layout
+from mesa_lm.methods.recall import RecallMethod
 from mesa_lm.methods.weaves import Placement
 
 # Tokens that go through the model in one prefill pass: enough to keep it busy, few enough for little memory.
@@ -91,17 +93,23 @@ class PassPlan:
 
     def passes(self) -> Iterator[PlannedPass]:
         """Yield each pass; it must have been run and finished before the next one is asked for."""
-        kinds = [(self.cache.rows[row].length == 0, len(own)) for row, own in enumerate(self._columns)]
-        for is_prompt, count in sorted(set(kinds)):
+        kinds = [self._kind(row, len(own)) for row, own in enumerate(self._columns)]
+        for kind in sorted(set(kinds)):
+            is_prompt, count, pieces = kind
             if count == 0:
                 continue
-            alike = [row for row, kind in enumerate(kinds) if kind == (is_prompt, count)]
+            alike = [row for row, other in enumerate(kinds) if other == kind]
             passes_of = self._prefill if is_prompt else self._append
-            most_rows = max(1, PASS_TOKENS // min(count, self._longest_piece))
+            most_rows = max(1, PASS_TOKENS // min(count, max(pieces, default=self._longest_piece)))
             for start in range(0, len(alike), most_rows):
                 rows = alike[start : start + most_rows]
                 yield from passes_of(rows, torch.stack([self._columns[row] for row in rows]))
         self.cache.columns = self._call.past + self._call.new
+
+    def _kind(self, row: int, count: int) -> tuple[bool, int, tuple[int, ...]]:
+        """Return what rows that are run together have in common: being prompts, new tokens, the method's own pieces."""
+        cached = self.cache.rows[row].length
+        return cached == 0, count, tuple(self._method.pieces(cached, count) or ()) if count else ()
 
     def _prefill(self, rows: list[int], columns: Tensor) -> Iterator[PlannedPass]:
         """Yield the passes of prompts of one length, by chunks if the method cuts them."""
@@ -111,7 +119,8 @@ class PassPlan:
         totals = [prompt_len] * len(rows)
         layout = self._method.layout(prompt_len)
         if layout is None:
-            for part in columns.split(PASS_TOKENS if self._method.has_bands else prompt_len, dim=1):
+            longest = PASS_TOKENS if self._method.has_bands else prompt_len
+            for part in columns.split(self._method.pieces(0, prompt_len) or longest, dim=1):
                 yield self._appending(rows, part, totals)
             return
         last = prompt_len - layout.last_start
@@ -146,7 +155,8 @@ class PassPlan:
             if dropped:
                 self.cache.evict(row, dropped, self._layers)
         totals = [self.cache.rows[row].length + columns.shape[1] for row in rows]
-        for part in columns.split(self._longest_piece, dim=1):
+        cached = self.cache.rows[rows[0]].length
+        for part in columns.split(self._method.pieces(cached, columns.shape[1]) or self._longest_piece, dim=1):
             count = part.shape[1]
             for row in rows:
                 state = self.cache.rows[row]
@@ -163,13 +173,19 @@ class PassPlan:
         for row in rows:
             self.cache.plan_dropping(row, columns.shape[1], croppable)
         tokens = NewTokens(self.cache, rows, columns.shape[1], totals)
+        if isinstance(self._method, RecallMethod) and self._method.offloaded:
+            for row in rows:
+                self.cache.move_away(row, self._method.away(self.cache.rows[row].length), self._layers)
 
         def pass_of(group: LayerGroup) -> GroupPass:
             if group.window is not None:
                 method: Method = LayerWindow(window=group.window)
             else:
                 method = self._method
-            kind = DecodePass if tokens.count == 1 else BandPass if method.has_bands else DensePass
+            if isinstance(method, RecallMethod):
+                return RecallPass(tokens, method, group.encoding)
+            alone = tokens.count == 1 and not method.is_noisy
+            kind = DecodePass if alone else BandPass if method.has_bands else DensePass
             return kind(tokens, method, group.encoding)
 
         # As many columns as the call has: then none of them is padding.
@@ -230,7 +246,7 @@ def _cache_of(call: ForwardCall, method: Method, layers: Layers, ranks: Ranks | 
     assert call.cache is not None
     cached = call.cached_columns()
     longest = max(map(len, cached))
-    if not method.is_untouched(longest, cached=False):
+    if method.remembers or not method.is_untouched(longest, cached=False):
         raise ModelError(
             f"the cache holds {longest} tokens that were not run under method {method.name!r}, which does not leave "
             "so many alone; begin with a new cache"

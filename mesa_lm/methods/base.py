@@ -168,6 +168,28 @@ class Method:
         """Most tokens that one pass may append to cached ones; more are appended piece by piece; None: no bound."""
         return None
 
+    def pieces(self, cached: int, new: int) -> list[int] | None:
+        """Return the lengths of the pieces in which new tokens are run, each in a pass of its own.
+
+        Args:
+            cached: Tokens of the row in the cache.
+            new: Number of new tokens.
+
+        Returns:
+            Lengths that make up `new`; None where it is all the same.
+        """
+        return None
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether its bands have noise."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a token leaves more behind in the cache than its key and value, from a row's first token on."""
+        return False
+
     @property
     def depends_on_length(self) -> bool:
         """Whether what a token is given depends on how many tokens follow it.

@@ -118,6 +118,18 @@ class Kept(NamedTuple):
     last: int
 
 
+class Noise(NamedTuple):
+    """Normal noise on the scores of a band.
+
+    Attributes:
+        deviation: Its standard deviation, from the indices of queries and of keys, which broadcast.
+        seed: Of the draws.
+    """
+
+    deviation: Callable[[Tensor, Tensor], Tensor]
+    seed: int
+
+
 class Band(NamedTuple):
     """Keys start <= j < end of some queries, scored at one pair of positions.
 
@@ -127,6 +139,8 @@ class Band(NamedTuple):
         query_position: (q_len,) or, pair by pair, (q_len, pairs) where the queries are scored, integers or fractions.
         key_position: Where keys are scored, from their indices; of the same kind.
         queries: (q_len,) which of the given queries these are, at equal distances; None for all.
+        interpolated: A key between two whole positions is scored between its scores there, linearly.
+        noise: Added to the scores, in a method's only band; None for none.
         others: Query positions and key positions of the pairs that a head does not select, see
             `Method.selected_by_heads`; None where all are as above.
         unmoved: Whether its keys are known to be scored where they are stored, so that a decoded token need not look.
@@ -137,5 +151,7 @@ class Band(NamedTuple):
     query_position: Tensor
     key_position: Callable[[Tensor], Tensor]
     queries: Tensor | None = None
+    interpolated: bool = False
+    noise: Noise | None = None
     others: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     unmoved: bool = False

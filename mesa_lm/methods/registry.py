@@ -8,6 +8,8 @@ from mesa_lm.methods.base import Method
 from mesa_lm.methods.dpe import DPE
 from mesa_lm.methods.dual_chunk import DualChunk
 from mesa_lm.methods.dynamic_ntk import DynamicNTK
+from mesa_lm.methods.gali import GALI
+from mesa_lm.methods.infllm import InfLLM
 from mesa_lm.methods.installed import installed_method, installed_methods
 from mesa_lm.methods.lampe import LaMPE
 from mesa_lm.methods.leaky_rerope import LeakyReRoPE
@@ -15,6 +17,7 @@ from mesa_lm.methods.lm_infinite import LMInfinite
 from mesa_lm.methods.mesa import Mesa
 from mesa_lm.methods.mesa_released import MesaReleased
 from mesa_lm.methods.origin import Origin
+from mesa_lm.methods.reattention import ReAttention
 from mesa_lm.methods.rerope import ReRoPE
 from mesa_lm.methods.rope_scaling import LinearScaling, NTKScaling, YaRN
 from mesa_lm.methods.self_extend import SelfExtend
@@ -43,6 +46,9 @@ METHODS: tuple[type[Method], ...] = (
     String,
     LaMPE,
     DPE,
+    InfLLM,
+    ReAttention,
+    GALI,
 )
 
 

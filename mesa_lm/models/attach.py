@@ -147,6 +147,8 @@ class PassHandle(Handle):
     def _beyond(self, call: ForwardCall) -> int | None:
         """Return the most tokens of a row; None where the untouched model gives the call's result."""
         longest, cached = call.past + call.new, call.past > 0
+        if self.method.remembers:  # what is cached now is wanted later
+            cached = cached or call.use_cache or call.cache is not None
         if woven_layer(call.cache) is not None:
             return longest
         # The mask is looked at only where padding may matter.

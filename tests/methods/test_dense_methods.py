@@ -3,7 +3,7 @@
 import oracles
 import pytest
 import torch
-from helpers import decode, pad, random_ids, together_and_alone
+from helpers import decode, distinct_ids, pad, random_ids, together_and_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_cases import CASES, Setting
@@ -25,8 +25,8 @@ DEFAULTS = sorted(set(mesa_lm.available_methods()) - {"origin", "mesa"})
 @given(drawn=DRAWN, prompt=st.integers(1, 130), new=st.integers(0, 5), kv_heads=st.sampled_from((1, 2, 4)))
 def test_prefill_and_decode_equal_the_oracle(drawn, prompt, new, kv_heads):
     name, options = drawn
-    model = tiny_model(kv_heads=kv_heads)
-    ids = random_ids(prompt + new)
+    model = tiny_model(kv_heads=kv_heads, vocab_size=211)
+    ids = distinct_ids(prompt + new)
     with torch.no_grad(), mesa_lm.extrapolate(model, name, **options) as handle:
         logits = decode(model, ids, prompt)
     pairs = CASES[name].pairs(handle.method, prompt, prompt + new, MODEL)
@@ -43,8 +43,8 @@ def test_prefill_and_decode_equal_the_oracle(drawn, prompt, new, kv_heads):
 )
 def test_a_row_does_not_depend_on_its_batch(drawn, lengths, side, new):
     name, options = drawn
-    model = tiny_model()
-    rows = [random_ids(length, seed) for seed, length in enumerate(lengths)]
+    model = tiny_model(vocab_size=211)
+    rows = [distinct_ids(length, seed) for seed, length in enumerate(lengths)]
     with torch.no_grad(), mesa_lm.extrapolate(model, name, **options):
         for batched, alone in together_and_alone(model, rows, side, random_ids(new, 99)):
             torch.testing.assert_close(batched, alone, atol=TOLERANCE, rtol=0)
@@ -106,8 +106,8 @@ def test_long_prompts_are_run_in_passes(name, pass_tokens, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_generation_in_a_batch_and_alone(family, name):
-    model = tiny_model(family)
-    rows = [random_ids(length, length) for length in (97, 30, 38)]
+    model = tiny_model(family, vocab_size=211)
+    rows = [distinct_ids(length, length) for length in (97, 30, 38)]
     options = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None}
     with mesa_lm.extrapolate(model, name):
         batch = pad(rows, "left")
@@ -129,7 +129,8 @@ def test_detaching_restores_the_model(name):
 def test_short_inputs_are_left_to_the_model():
     model = tiny_model()
     untouched = {"rerope": 11, "leaky_rerope": 11, "stair": 12, "self_extend": 10, "lm_infinite": 41, "dual_chunk": 25}
-    for name, length in {**untouched, "streaming_llm": 41, "dynamic_ntk": 41, "star": 20, "dpe": 41}.items():
+    untouched |= {"streaming_llm": 41, "dynamic_ntk": 41, "star": 20, "dpe": 41, "reattention": 22, "gali": 41}
+    for name, length in untouched.items():
         ids = random_ids(length)[None]
         before = model(ids).logits
         with mesa_lm.extrapolate(model, name) as handle:
@@ -145,6 +146,8 @@ def test_short_inputs_are_left_to_the_model():
         ("stair", {"extrapolated_position": 20, "extrapolated_width": 4}, 101),
         ("leaky_rerope", {"window": 11, "scaling_factor": 2.5}, 84),
         ("mesa", {"extrapolated_position": 12, "last_chunk": 9, "reweave_every": 5, "extrapolated_width": 4}, 105),
+        ("reattention", {"recall_clip": "all"}, 41),
+        ("reattention", {"original_positions": True}, 41),
         ("linear", {"factor": 3}, 123),
         ("ntk", {"factor": 3}, 123),
         ("yarn", {"factor": 3}, 123),
@@ -188,6 +191,8 @@ def test_impossible_settings_are_warned_about(caplog):
         ("streaming_llm", {"start_size": 4, "recent_size": 40}, "start_size=4, recent_size=40 needs 45 positions"),
         ("lm_infinite", {"n_local": 41, "distance_limit": 77}, "needs 77 positions"),
         ("dual_chunk", {"chunk_size": 41}, "chunk_size=41 needs 42 positions"),
+        ("infllm", {"n_local": 42}, "n_local=42 needs 42 positions"),
+        ("reattention", {"n_local": 39}, "n_init=2, n_local=39, recall_clip=1, span=2 needs 43 positions"),
     ):
         caplog.clear()
         mesa_lm.extrapolate(model, name, **options).remove()

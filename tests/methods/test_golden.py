@@ -87,6 +87,21 @@ def method_of(name: str) -> mesa_lm.Method:
         case "rope-yarn":
             fields = {field.name for field in mesa_lm.available_methods()["yarn"].__dataclass_fields__.values()}
             return mesa_lm.make_method("yarn", **{key: value for key, value in given.items() if key in fields})
+        case "infllm":
+            del given["last_prompt_token_alone"]
+            return mesa_lm.make_method("infllm", overlap=True, **given)
+        case "reattention":
+            del given["last_prompt_token_alone"]
+            return mesa_lm.make_method("reattention", recall_clip="all", selection="released", **given)
+        case "gali":
+            chunk = "chunk_size" if isinstance(given["chunk_size"], int) else "chunk_growth"
+            return mesa_lm.make_method(
+                "gali",
+                train_length=given["training_length_T"],
+                local_window=given["local_window"],
+                interpolate_logits=given["interpolate_logits"],
+                **{chunk: given["chunk_size"]},
+            )
         case "star-attention":
             sizes = ("block_size", "anchor_block_size", "query_length")
             return mesa_lm.make_method("star", **{size: given[size] for size in sizes})
@@ -160,15 +175,35 @@ def test_turns_of_a_chat_are_reproduced(model, name):
     torch.testing.assert_close(torch.cat(logits), golden["logits"].squeeze(0), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "is_clean"),
+    [
+        ("infllm_2T_exc1", {"overlap": False}, True),  # each token by itself overlaps with nothing
+        ("infllm_2T_ragged", {"overlap": False}, False),
+        ("reattention_5T_mid0", {"selection": "exact"}, True),  # nothing is chosen
+        ("reattention_5T_ragged", {"selection": "exact"}, False),
+    ],
+)
+def test_defects_of_released_codes_are_settings(model, name, setting, is_clean):
+    golden = load_file(GOLDEN / f"{name}.safetensors")
+    with torch.no_grad(), mesa_lm.extrapolate(model, replace(method_of(name), **setting)):
+        logits = model(golden["input_ids"].long()).logits[0, golden["rows"].long()]
+    difference = (logits - golden["logits"]).abs().max()
+    assert difference < 1e-4 if is_clean else difference > 0.1
+
+
 def test_the_golden_files_are_there():
     counted = dict(Counter(name.split("_")[0] for name in NAMES))
     assert counted == {
         "dca": 11,
         "dpe": 8,
+        "gali": 9,
+        "infllm": 10,
         "lampe": 12,
         "leaky-rerope": 17,
         "lm-infinite": 12,
         "mesa": 24,
+        "reattention": 7,
         "rerope": 14,
         "rope-dynamic": 6,
         "rope-linear": 4,

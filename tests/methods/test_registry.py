@@ -96,6 +96,35 @@ def test_parameters_that_do_not_fit_the_model_are_named(options, message):
         mesa_lm.make_method("mesa", **options).bind(Config())
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("infllm", {"exc_block_size": 257}, "exc_block_size must be at most n_local=256, found 257"),
+        ("infllm", {"block_size": 3, "repr_topk": 4}, "repr_topk must be at most block_size=3, found 4"),
+        ("reattention", {"n_local": 30}, r"chunk_size must be at most n_local - align = 22, .*, found 32"),
+        ("gali", {"local_window": 512}, "local_window must be below train_length=512, found 512"),
+        ("gali", {"noise": 1.0, "interpolate_logits": False}, "set interpolate_logits or leave out noise"),
+    ],
+)
+def test_parameters_of_pieces_that_do_not_fit_are_named(name, options, message):
+    with pytest.raises(MethodError, match=message):
+        mesa_lm.make_method(name, **options).bind(Config())
+
+
+def test_defaults_are_the_published_ones_at_the_published_lengths():
+    def options(name, length):
+        return mesa_lm.make_method(name).bind(Config(length)).options()
+
+    for length, n_local in ((4096, 2048), (8192, 4096), (32768, 4096)):
+        published = {"n_init": 128, "n_local": n_local, "block_size": 128, "topk": 16, "repr_topk": 4}
+        published |= {"exc_block_size": 512, "chunk_size": 8192}
+        assert published.items() <= options("infllm", length).items()
+    published = {"n_init": 32, "n_local": 4096, "span": 32, "topk": 4, "chunk_size": 512, "align": 128}
+    assert (published | {"recall_clip": 127}).items() <= options("reattention", 8192).items()
+    for length in (2048, 4096, 8192):
+        assert {"chunk_size": 3000, "local_window": 128}.items() <= options("gali", length).items()
+
+
 def test_training_length_of_a_model():
     assert mesa_lm.Mesa().bind(Config(4096)).train_length == 4096
     stretched = Config(131072, rope_parameters={"original_max_position_embeddings": 8192})

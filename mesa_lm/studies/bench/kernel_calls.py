@@ -139,6 +139,10 @@ class _Counter(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             self._calls.synchronisations += 1
             return 1  # there is no value; what depends on it may go either way
+        if func is torch.ops.aten.nonzero.default and args[0].is_meta:
+            self._calls.synchronisations += 1
+            self._calls.kernels += 1
+            return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.long)  # as many as there may be
         result = func(*args, **(kwargs or {}))
         made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
         if made and _is_launch(func):
