@@ -98,6 +98,7 @@ SEAMS: dict[str, str | None] = {
     # lm-eval: tasks.
     "lm_eval.api.instance:Instance": "request_type, doc, arguments, idx",
     "lm_eval.api.metrics:mean": None,
+    "lm_eval.api.metrics:perplexity": "items",
     "lm_eval.api.task:ConfigurableTask.construct_requests": "self, doc, ctx, **kwargs",
     "lm_eval.api:model": None,
     "lm_eval.api:task": None,

@@ -15,7 +15,7 @@ from mesa_lm.methods.weaves import Leaky
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakyReRoPE(WovenMethod):
-    """Let distances beyond `window` grow `scaling_factor` times more slowly.
+    """Let distances beyond `window` grow `scaling_factor` times slower.
 
     Distance w + (d - w) / k from d = w on. Without a given k it follows the prompt, 1/k = (T - w) / (I - w) for I > T
     tokens, so that distances end at T; decoded tokens keep their prompt's k.

@@ -14,7 +14,7 @@ from mesa_lm.methods.weaves import Clamped
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReRoPE(WovenMethod):
-    """Score every key `window` or more tokens away as exactly `window` away.
+    """Score keys `window` or more tokens away as exactly `window` away.
 
     Source: Su 2023, https://kexue.fm/archives/9708; rerope_patch.py of github.com/bojone/rerope.
     """

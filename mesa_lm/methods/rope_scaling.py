@@ -36,7 +36,7 @@ class RopeScaling(ScaledMethod):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearScaling(RopeScaling):
-    """Divide every position by `factor`, within the training length as well.
+    """Divide every position by `factor`, within T as well.
 
     Source: position interpolation, arXiv 2306.15595; rope type "linear" of transformers.
     """

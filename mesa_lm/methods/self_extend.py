@@ -15,7 +15,7 @@ from mesa_lm.methods.weaves import Grouped
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfExtend(WovenMethod):
-    """Score keys `neighbor_window` or more tokens away at their group's position.
+    """Score keys from `neighbor_window` on at their group's position.
 
     Distance t//G - j//G + w - w/G from t - j = w on.
 

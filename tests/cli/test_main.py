@@ -197,7 +197,7 @@ def test_wrong_methods_are_refused(arguments: tuple[str, ...], message: str) -> 
         (("bench", "--repeats", "x"), "--repeats must be a whole number, found 'x' (see mesa-lm bench --help)"),
         (
             ("plot", "x", "--by", "lenght"),
-            "unknown --by 'lenght'; did you mean 'length'? (allowed: depth, length, position) "
+            "unknown --by 'lenght'; did you mean 'length'? (allowed: cost, depth, length, position) "
             "(see mesa-lm plot --help)",
         ),
     ],
@@ -255,8 +255,8 @@ def test_help_names_every_command() -> None:
     named = [line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line.strip()]
 
     assert set(named) >= COMMANDS.keys()
-    modules = {path.stem for path in Path(cli_main.__file__).parent.glob("*.py")}
-    assert modules - {"__init__", "main", "extras", "damage", "options", "progress", "choices"} == COMMANDS.keys()
+    modules = {path.stem.replace("_", "-") for path in Path(cli_main.__file__).parent.glob("*.py")}
+    assert modules - {"--init--", "main", "extras", "damage", "options", "progress", "choices"} == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
