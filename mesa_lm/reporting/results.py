@@ -112,5 +112,7 @@ def table_of(measurements: Iterable[Measurement]) -> pd.DataFrame:
 
 def measurements(table: pd.DataFrame) -> Iterator[Measurement]:
     """Yield the rows of a table, with None for what is missing."""
-    for row in zip(*(table[field].tolist() for field in Measurement._fields), strict=True):
-        yield Measurement._make(None if pd.isna(value) else value for value in row)
+    columns = (table[field] for field in Measurement._fields)
+    # Most columns lack nothing, and a look at each of their values takes longer than all else here.
+    values = ([None if pd.isna(value) else value for value in c] if c.hasnans else c.tolist() for c in columns)
+    yield from map(Measurement._make, zip(*values, strict=True))
