@@ -113,6 +113,5 @@ def table_of(measurements: Iterable[Measurement]) -> pd.DataFrame:
 def measurements(table: pd.DataFrame) -> Iterator[Measurement]:
     """Yield the rows of a table, with None for what is missing."""
     columns = (table[field] for field in Measurement._fields)
-    # Most columns lack nothing, and a look at each of their values takes longer than all else here.
-    values = ([None if pd.isna(value) else value for value in c] if c.hasnans else c.tolist() for c in columns)
+    values = (column.astype(object).where(column.notna(), None).tolist() for column in columns)
     yield from map(Measurement._make, zip(*values, strict=True))
