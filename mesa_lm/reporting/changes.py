@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-import pandas as pd
-
 from mesa_lm.lengths import length_label
+from mesa_lm.reporting.lm_eval_files import Measurement
 from mesa_lm.reporting.ranking import Entry, effective_length, mean_over, p_value_of_samples
-from mesa_lm.reporting.results import measurements
 from mesa_lm.reporting.statistics import SIGNIFICANT, holm, unpaired_p_value
 
 LOSS_MARGIN = 0.01  # nats per token by which the NLL may rise
@@ -75,9 +73,12 @@ def _key(entry: Entry) -> tuple[str, str, str, str]:
     return entry.model, entry.task, entry.method, entry.metric
 
 
-def _at_common_lengths(now: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _at_common_lengths(
+    now: Sequence[Measurement], before: Sequence[Measurement]
+) -> tuple[list[Measurement], list[Measurement]]:
     """Return the rows of the lengths that both have."""
-    return now[now.length.isin(before.length)], before[before.length.isin(now.length)]
+    common = {row.length for row in now} & {row.length for row in before}
+    return [row for row in now if row.length in common], [row for row in before if row.length in common]
 
 
 def _change(now: Entry, before: Entry, p_value: float | None) -> Change:
@@ -88,12 +89,12 @@ def _change(now: Entry, before: Entry, p_value: float | None) -> Change:
         why = "out of memory" if length in now.out_of_memory else "not measured any more"
         found.append(("worse", f"{why} at {length_label(length)}"))
     difference = None
-    if not after.empty:
+    if after:
         reached = [effective_length(points) or 0 for points in (after, earlier)]
         if reached[0] != reached[1]:
             told = [length_label(length) if length else "none" for length in reached]
             found.append((_verdict(reached[0] < reached[1]), f"effective length {told[0]}, was {told[1]}"))
-        means = [fmean(points.value) for points in (after, earlier)]
+        means = [fmean(point.value for point in points) for points in (after, earlier)]
         difference = means[0] - means[1]
         if p_value is not None and p_value < SIGNIFICANT:
             found.append(
@@ -118,9 +119,9 @@ def _verdict(is_worse: bool) -> Literal["worse", "better"]:
 def _p_value(now: Entry, before: Entry) -> float | None:
     """Return how likely the difference is by chance: over common samples if they were logged, else from the means."""
     after, earlier = _at_common_lengths(now.points, before.points)
-    if after.empty:
+    if not after:
         return None
     p_value = p_value_of_samples(now, before)
     if p_value is None:
-        return unpaired_p_value(list(measurements(after)), list(measurements(earlier)))
+        return unpaired_p_value(after, earlier)
     return p_value

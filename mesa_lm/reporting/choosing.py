@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mesa_lm.errors import UsageError
 from mesa_lm.reporting.aggregations import Numbers
@@ -143,7 +144,7 @@ def _worth(setting: _Measured | None, lengths: Sequence[int]) -> tuple[float | N
     if setting is None or not lengths:
         return None, None
     points = setting.points[setting.points.length.isin(lengths)]
-    return _mean(points, lengths), mean_interval(points)
+    return _mean(points, lengths), mean_interval(list(measurements(points)))
 
 
 def _measured(rows: pd.DataFrame) -> dict[str, _Measured]:
@@ -154,7 +155,7 @@ def _measured(rows: pd.DataFrame) -> dict[str, _Measured]:
     """
     found = {}
     for label, points in rows.groupby("method"):
-        scores, problems = logged_scores(points)
+        scores, problems = logged_scores(measurements(points))
         if problems:
             raise UsageError(problems[0])
         for row in measurements(points):
@@ -170,8 +171,8 @@ def _refuse_shared(settings: Mapping[str, _Measured], reported: Mapping[str, _Me
     Raises:
         UsageError: There are some.
     """
-    used = {sample for one in settings.values() for scores in one.scores.values() for sample in scores.parts.index}
-    shown = {sample for one in reported.values() for scores in one.scores.values() for sample in scores.parts.index}
+    used = {sample for one in settings.values() for scores in one.scores.values() for sample in scores.places}
+    shown = {sample for one in reported.values() for scores in one.scores.values() for sample in scores.places}
     if shared := used & shown:
         raise UsageError(
             f"{len(shared)} of {len(shown)} samples to report on are those to choose by; evaluate the two with "
@@ -200,7 +201,7 @@ def _support(settings: Mapping[str, _Measured], lengths: Sequence[int], sign: fl
     """
     first = next(iter(settings.values()))
     names = [row.name for row in measurements(first.points[first.points.length.isin(lengths)])]
-    documents = pd.Index(sorted({number for name in names for number in first.scores[name].documents}))
+    documents = np.unique(np.concatenate([first.scores[name].documents for name in names]))
     generator = np.random.default_rng(SEED)
     times = generator.multinomial(len(documents), np.full(len(documents), 1 / len(documents)), RESAMPLES).astype(float)
     means = np.stack([_resampled(one.scores, names, documents, times) for one in settings.values()])
@@ -210,13 +211,13 @@ def _support(settings: Mapping[str, _Measured], lengths: Sequence[int], sign: fl
 
 
 def _resampled(
-    scores: Mapping[str, Scores], names: Sequence[str], documents: "pd.Index[int]", times: Numbers
+    scores: Mapping[str, Scores], names: Sequence[str], documents: NDArray[np.int64], times: Numbers
 ) -> Numbers:
     """Return the mean over lengths of a metric for each way to draw documents, (ways,)."""
     found = []
     for name in names:
         one = scores[name]
-        parts = one.parts.groupby(one.documents).sum().reindex(documents, fill_value=0.0).to_numpy()
+        parts = pd.DataFrame(one.parts).groupby(one.documents).sum().reindex(documents, fill_value=0.0).to_numpy()
         with np.errstate(invalid="ignore", divide="ignore"):  # a length none of whose documents was drawn
             found.append(one.value(times @ parts))
     means: Numbers = np.nanmean(found, axis=0)

@@ -161,8 +161,8 @@ def _compare(first: Measurement, second: Measurement) -> Comparison:
         made = f"made by {first.aggregation} in one and by {second.aggregation} in the other"
         raise NotComparableError(f"{first.metric} of {first.name} cannot be compared: it is {made}")
     before, after = scores(first), scores(second)
-    common = before.parts.index.intersection(after.parts.index)
-    if common.empty:
+    common = before.common(after)
+    if not common:
         raise UsageError(
             f"{first.name}: {first.source} and {second.source} have no sample in common; "
             "they were evaluated on different documents (number of samples, seed, tokenizer)"

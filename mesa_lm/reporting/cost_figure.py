@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +19,7 @@ from mesa_lm.reporting.figure_style import (
     lines_of,
 )
 from mesa_lm.reporting.ranking import Entry, mean_over
+from mesa_lm.reporting.results import table_of
 
 PANEL_HEIGHT = 2.6  # inches
 TIMES = ("prefill_s", "sample_s")  # the first that was measured
@@ -42,8 +42,8 @@ def cost_figure(entries: Sequence[Entry], width: float) -> Figure | None:
     common = set.intersection(*(set(entry.lengths) for entry in shown)) if shown else set()
     if not costs or not common:
         return None
-    scores = {entry.method: mean_over(entry.points[entry.points.length.isin(common)]) or 0.0 for entry in shown}
-    looks = {line.label: line.look for line in lines_of(pd.concat([entry.points for entry in entries]))}
+    scores = {entry.method: mean_over([p for p in entry.points if p.length in common]) or 0.0 for entry in shown}
+    looks = {line.label: line.look for line in lines_of(table_of(point for entry in entries for point in entry.points))}
     figure = Figure(figsize=(width, PANEL_HEIGHT * len(costs)))
     panels = figure.subplots(len(costs), 1, squeeze=False)[:, 0]
     handles: dict[str, Artist] = {}

@@ -17,7 +17,6 @@ from mesa_lm.reporting.lm_eval_files import ResultsFile
 from mesa_lm.reporting.overall import OVERALL_COLUMNS, overall_tables
 from mesa_lm.reporting.provenance import PARTS, column_name
 from mesa_lm.reporting.ranking import PRICE_COLUMNS
-from mesa_lm.reporting.results import measurements
 
 CSV_COLUMNS = [
     *("model", "task", "metric", "rank", "method", "effective_length", "mean", "p_best"),
@@ -56,7 +55,7 @@ def render_csv(changes: Sequence[Change]) -> str:
             "change": change.kind,
             "reasons": "; ".join(change.reasons),
         }
-        for row in measurements(entry.points):
+        for row in entry.points:
             low, high = row.interval or (None, None)
             point = {"length": row.length, "value": row.value, "low": low, "high": high, "samples": row.samples}
             rows.append(shared | point | {"status": "ok"})
@@ -77,9 +76,9 @@ def render_json(changes: Sequence[Change]) -> str:
                 "price": entry.price and entry.price._asdict(),
                 "points": [
                     {"length": row.length, "value": row.value, "interval": row.interval, "samples": row.samples}
-                    for row in measurements(entry.points)
+                    for row in entry.points
                 ],
-                "losses": entry.losses[["length", "value"]].to_dict("records"),
+                "losses": [{"length": row.length, "value": row.value} for row in entry.losses],
                 "change": change.kind,
                 "reasons": change.reasons,
                 "change_p": change.p_value,

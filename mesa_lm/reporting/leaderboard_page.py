@@ -27,13 +27,13 @@ from mesa_lm.reporting.cost_figure import cost_figure
 from mesa_lm.reporting.figure_style import GRID, INK, MAX_LINES, MUTED, PAPER, Look, counted, figure_bytes, lines_of
 from mesa_lm.reporting.leaderboard_table import COMMIT, KIND, KIND_MEANING, Board, Column, boards
 from mesa_lm.reporting.length_figure import length_figure
-from mesa_lm.reporting.lm_eval_files import ResultsFile
+from mesa_lm.reporting.lm_eval_files import Measurement, ResultsFile
 from mesa_lm.reporting.method_labels import name_of
 from mesa_lm.reporting.overall import OVERALL_COLUMNS, overall_tables
 from mesa_lm.reporting.panels_figure import panels_figure
 from mesa_lm.reporting.provenance import PARTS, listed, row_provenance, run_provenance
 from mesa_lm.reporting.ranking import Entry
-from mesa_lm.reporting.results import measurements
+from mesa_lm.reporting.results import table_of
 from mesa_lm.reporting.samples import Answer, answers
 
 WRONG_ANSWERS = 3  # shown per method
@@ -133,22 +133,27 @@ def _section(board: Board, files: Mapping[Path, ResultsFile]) -> ShownBoard:
     columns, groups = [column for column in board.columns if column.title not in (KIND, COMMIT)], _groups(board.changes)
     if not entries:
         return ShownBoard(board, columns, [], groups, [], {}, [])
-    points = pd.concat([entry.points for entry in entries])
-    lines = lines_of(points)
+    points = [point for entry in entries for point in entry.points]
+    table = table_of(points)
+    lines = lines_of(table)
     looks = {line.label: line.look for line in lines}
     title = f"{board.task}: {board.metric} by input length"
     draw = length_figure if len(lines) <= MAX_LINES else panels_figure
-    figures = [_inline(draw(points, width=PAGE_FIGURE_WIDTH), title)]
+    figures = [_inline(draw(table, width=PAGE_FIGURE_WIDTH), title)]
     costs = cost_figure(entries, PAGE_FIGURE_WIDTH)
     figures += [] if costs is None else [_inline(costs, f"{board.task}: {board.metric} against costs")]
     wrong = [(entry.method, *found) for entry in entries if (found := _wrong_answers(entry))]
     return ShownBoard(board, columns, _about(points, files), groups, figures, looks, wrong)
 
 
-def _about(points: pd.DataFrame, files: Mapping[Path, ResultsFile]) -> list[str]:
+def _about(points: Sequence[Measurement], files: Mapping[Path, ResultsFile]) -> list[str]:
     """Return of how many samples a table is, up to which training length, and how its models were run."""
-    told = [f"{count} per length"] if (count := counted(points.samples, "sample")) else []
-    told += [f"training length T = {length_label(length)}" for length in sorted(set(points.train_length.dropna()))]
+    samples = counted(pd.Series([point.samples for point in points], dtype="Int64"), "sample")
+    told = [f"{samples} per length"] if samples else []
+    told += [
+        f"training length T = {length_label(length)}"
+        for length in sorted({point.train_length for point in points if point.train_length})
+    ]
     found = row_provenance(points, files)
     told += [f"task version {found['task version']}"] if "task version" in found else []
     return told + ([found["run as"]] if "run as" in found else [])
@@ -204,7 +209,7 @@ def _wrong_answers(entry: Entry) -> tuple[int, list[Answer]] | None:
     """Return the shortest length that has wrong answers, and some of them; None where there are none."""
     if not entry.higher_is_better:
         return None
-    for measured in measurements(entry.points):
+    for measured in entry.points:
         wrong = (one for one in answers(measured) if isinstance(one.score, int | float) and one.score < 1)
         with suppress(UsageError):  # a damaged file, which the entry's problems name
             if shown := list(islice(wrong, WRONG_ANSWERS)):

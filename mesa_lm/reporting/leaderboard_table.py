@@ -123,7 +123,7 @@ class Board(NamedTuple):
 
     def _length_columns(self, entries: Sequence[Entry]) -> list[Column]:
         """Return a column per length; scores between 0 and 1 are shaded by that range, others by their own."""
-        values = [value for entry in entries for value in entry.points.value]
+        values = [point.value for entry in entries for point in entry.points]
         worst, best = (0.0, 1.0) if min(values) >= 0 and max(values) <= 1 else (min(values), max(values))
         if not entries[0].higher_is_better:
             worst, best = max(values), min(values)
@@ -178,10 +178,9 @@ def _at_length(entry: Entry, length: int, worst: float, best: float) -> Cell:
     """Return what stands at a length: the value, whose shade goes from the worst to the best of the table."""
     if length in entry.out_of_memory:
         return Cell(kind="failed", text="OOM")
-    found = entry.points.value[entry.points.length == length]
-    if found.empty:
+    value = next((point.value for point in entry.points if point.length == length), None)
+    if value is None:
         return Cell()
-    value = float(found.iloc[0])
     heat = (value - worst) / (best - worst) if best != worst else 1.0
     digits = 0 if abs(value) >= 100 else 2 if entry.higher_is_better else 3
     return Cell(f"{value:.{digits}f}", value, heat=round(heat, 3))

@@ -117,7 +117,7 @@ def _row(method: str, kind: str, boards: Mapping[str, Sequence[Entry]]) -> Overa
             f"{task} at {length_label(length)}{' (OOM)' if length in own.out_of_memory else ''}" for length in failed
         ]
         if reference := _reference(entries, own):
-            shares.append([value / reference for value in own.points.value])
+            shares.append([point.value / reference for point in own.points])
 
     def mean(rising: int) -> float | None:
         if missing or not shares:
@@ -140,5 +140,5 @@ def _reference(entries: Sequence[Entry], entry: Entry) -> float | None:
     origin = baseline_of(entries, entry)
     if origin is None or origin.train_length is None:
         return None
-    within = origin.points.value[origin.points.length <= origin.train_length]
-    return fmean(within) or None if len(within) else None
+    within = [point.value for point in origin.points if point.length <= origin.train_length]
+    return fmean(within) or None if within else None

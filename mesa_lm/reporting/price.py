@@ -1,11 +1,12 @@
 """What a method costs within the training length, where the untouched model works: the change against `origin`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-import pandas as pd
+import numpy as np
 
+from mesa_lm.reporting.lm_eval_files import Measurement
 from mesa_lm.reporting.samples import Scores, common_p_value
 from mesa_lm.reporting.statistics import Interval, paired_test
 
@@ -27,7 +28,10 @@ class Price(NamedTuple):
 
 
 def price(
-    own: pd.DataFrame, own_scores: Mapping[str, Scores], origin: pd.DataFrame, origin_scores: Mapping[str, Scores]
+    own: Sequence[Measurement],
+    own_scores: Mapping[str, Scores],
+    origin: Sequence[Measurement],
+    origin_scores: Mapping[str, Scores],
 ) -> Price | None:
     """Return what a method costs within the training length, sample by sample where samples were logged.
 
@@ -43,26 +47,27 @@ def price(
     Returns:
         The price; None where the training length is unknown, or the two have no length up to it in common.
     """
-    pairs = own.merge(origin, on=["name", "length"], suffixes=("", "_origin"))
-    pairs = pairs[(pairs.length <= pairs.train_length).fillna(False)]
-    if pairs.empty:
+    untouched = {(row.name, row.length): row.value for row in origin}
+    within = [row for row in own if row.train_length and row.length <= row.train_length]
+    shared = [row for row in within if (row.name, row.length) in untouched]
+    if not shared:
         return None
-    names = pairs.name.tolist()
+    names = [row.name for row in shared]
     sides = [{name: scores.get(name) for name in names} for scores in (own_scores, origin_scores)]
     found = [_interval(*(side[name] for side in sides)) for name in names]
     known = [interval for interval in found if interval is not None]
     return Price(
-        difference=float((pairs.value - pairs.value_origin).mean()),
+        difference=float(np.mean([row.value - untouched[row.name, row.length] for row in shared])),
         interval=Interval(*map(fmean, zip(*known, strict=True))) if len(known) == len(found) else None,
         p_value=common_p_value(*sides),
-        lengths=tuple(pairs.length),
+        lengths=tuple(row.length for row in shared),
     )
 
 
 def _interval(own: Scores | None, origin: Scores | None) -> Interval | None:
     if own is None or origin is None:
         return None
-    common = own.parts.index.intersection(origin.parts.index)
-    if common.empty:
+    common = own.common(origin)
+    if not common:
         return None
     return paired_test(origin.of(common), own.of(common), own.value).difference

@@ -1,13 +1,11 @@
 """Where numbers come from: model, code, versions, samples and dates, as results files say it. The one place for it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
-
-from mesa_lm.reporting.lm_eval_files import SHORT_COMMIT, ResultsFile
+from mesa_lm.reporting.lm_eval_files import SHORT_COMMIT, Measurement, ResultsFile
 
 # What is told of a row, in the order of its columns.
 PARTS = (
@@ -39,21 +37,18 @@ def run_provenance(file: ResultsFile) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
-def row_provenance(points: pd.DataFrame, files: Mapping[Path, ResultsFile]) -> dict[str, str]:
+def row_provenance(points: Collection[Measurement], files: Mapping[Path, ResultsFile]) -> dict[str, str]:
     """Return where the points of one method come from, by what it is; several values of one kind are listed.
 
     Args:
         points: Rows of one metric of a method.
         files: The results files, by what stands in column `source`.
     """
-    runs = [files[path] for path in dict.fromkeys(points.source)]
+    runs = [files[path] for path in dict.fromkeys(point.source for point in points)]
     told = listed(run_provenance(run) for run in runs)
-    versions = {
-        str((files[source].content.get("versions") or {}).get(name) or "")
-        for source, name in zip(points.source, points.name, strict=True)
-    }
-    counts = points.samples.dropna()
-    samples = "" if counts.empty else f"{counts.min()}" + (f" to {counts.max()}" if counts.nunique() > 1 else "")
+    versions = {str((files[point.source].content.get("versions") or {}).get(point.name) or "") for point in points}
+    counts = sorted({point.samples for point in points if point.samples is not None})
+    samples = " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:])))
     extra = {"task version": ", ".join(sorted(filter(None, versions))), "samples per length": samples}
     return told | {name: value for name, value in extra.items() if value}
 

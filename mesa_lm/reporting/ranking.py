@@ -1,20 +1,19 @@
 """Rank the methods of each model and task by how far they carry it."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 from statistics import fmean
-from typing import Any
-
-import pandas as pd
+from typing import Any, NamedTuple
 
 from mesa_lm.lengths import length_label
 from mesa_lm.methods.descriptions import kind_of
 from mesa_lm.reporting.costs import OOM_METRIC, RANKED_COSTS, is_cost
+from mesa_lm.reporting.lm_eval_files import Measurement
 from mesa_lm.reporting.method_labels import name_of, source_of
 from mesa_lm.reporting.price import Price, price
 from mesa_lm.reporting.provenance import PARTS, column_name, row_provenance
-from mesa_lm.reporting.results import Results
+from mesa_lm.reporting.results import Results, measurements
 from mesa_lm.reporting.samples import Scores, common_p_value, logged_scores
 from mesa_lm.reporting.statistics import Interval, holm, mean_interval
 
@@ -61,14 +60,14 @@ class Entry:
     model: str
     method: str
     task: str
-    points: pd.DataFrame
+    points: Sequence[Measurement]
     rank: int = 0
     effective_length: int | None
     mean: float
     mean_interval: Interval | None
     missing: tuple[int, ...]
     out_of_memory: tuple[int, ...]
-    losses: pd.DataFrame
+    losses: Sequence[Measurement]
     loss: float | None
     costs: Mapping[str, float]
     cost_length: int | None
@@ -83,29 +82,27 @@ class Entry:
 
     def scores_at(self, lengths: Container[int]) -> dict[str, Scores | None]:
         """Return what samples contribute at some lengths, by the name of the task; None where it was not logged."""
-        named = zip(self.points.name, self.points.length, strict=True)
-        return {name: self.scores.get(name) for name, length in named if length in lengths}
+        return {point.name: self.scores.get(point.name) for point in self.points if point.length in lengths}
 
     @property
     def metric(self) -> str:
         """Name of the ranking metric."""
-        return str(self.points.metric.iloc[0])
+        return self.points[0].metric
 
     @property
     def higher_is_better(self) -> bool:
         """Direction of the ranking metric."""
-        return bool(self.points.higher_is_better.iloc[0])
+        return bool(self.points[0].higher_is_better)
 
     @property
     def train_length(self) -> int | None:
         """Training length of the model in tokens; None where unknown."""
-        found = self.points.train_length.iloc[0]
-        return None if pd.isna(found) else int(found)
+        return self.points[0].train_length
 
     @property
     def lengths(self) -> list[int]:
         """The measured lengths, shortest first."""
-        return self.points.length.tolist()
+        return [point.length for point in self.points]
 
     def row(self) -> dict[str, Any]:
         """Return the entry as flat values, for tables."""
@@ -144,21 +141,21 @@ def rank(results: Results) -> list[Entry]:
         model has no others.
     """
     ranked: list[Entry] = []
-    for _, of_model in results.table.groupby("model"):
-        losses = _marked(_of_first_task(of_model, [LOSS]))
-        scored = of_model[of_model.higher_is_better.notna() & ~of_model.metric.map(_is_no_score)]
-        if scored.higher_is_better.any():
-            scored = scored[scored.higher_is_better]
-        else:  # nothing but losses: they rank
-            losses = losses.head(0)
-        for task, board in scored.groupby("task"):
-            names = [*PREFERRED, LOSS, board.metric.iloc[0]]
-            metric = next(name for name in names if name in set(board.metric))
-            points, costs = board[board.metric == metric], _costs(of_model, str(task))
-            lengths = set(points.length)
+    for of_model in _grouped(measurements(results.table), "model").values():
+        known = [row for row in of_model if row.higher_is_better is not None and not _is_no_score(row.metric)]
+        scored = [row for row in known if row.higher_is_better]
+        # Where there is nothing but losses they rank.
+        losses = _compared(_of_first_task(of_model, [LOSS]) if scored else [])
+        benched, of_tasks = _benched(of_model), _grouped(of_model, "task")
+        for task, board in _grouped(scored or known, "task").items():
+            metrics = {row.metric for row in board}
+            metric = next(name for name in (*PREFERRED, LOSS, board[0].metric) if name in metrics)
+            points = [row for row in board if row.metric == metric]
+            lengths = {point.length for point in points}
+            costs = _compared(benched or _of_first_task(of_tasks[task], RANKED_COSTS))
             entries = [
-                _entry(results, own, lengths, losses[losses.method == method], costs[costs.method == method])
-                for method, own in points.groupby("method")
+                _entry(results, own, lengths, losses.get(method, _Compared()), costs.get(method, _Compared()))
+                for method, own in _grouped(points, "method").items()
             ]
             ranked += _against_origin(_against_best(_placed(entries)))
     return ranked
@@ -168,7 +165,7 @@ def _is_no_score(metric: str) -> bool:
     return metric == OOM_METRIC or is_cost(metric)
 
 
-def effective_length(points: pd.DataFrame, unmeasured: Iterable[int] = ()) -> int | None:
+def effective_length(points: Sequence[Measurement], unmeasured: Iterable[int] = ()) -> int | None:
     """Return the longest length up to which a metric keeps 85% of its value within the training length.
 
     A score stays above 85% of it; of a loss, where less is better, the value within T stays above 85% of the loss.
@@ -181,16 +178,18 @@ def effective_length(points: pd.DataFrame, unmeasured: Iterable[int] = ()) -> in
     Returns:
         A measured length; None where nothing was measured within T, or T is unknown, or the value there is 0.
     """
-    shortest = points.iloc[0]
-    within = points[(points.length <= shortest.train_length).fillna(False)]
-    if within.empty:
+    shortest = points[0]
+    within = [point.value for point in points if shortest.train_length and point.length <= shortest.train_length]
+    if not within:
         return None
-    gap = min((length for length in unmeasured if length > shortest.length), default=points.length.max())
-    at_start = fmean(within.value)
-    kept = points.value > KEPT * at_start if shortest.higher_is_better else points.value * KEPT < at_start
-    works = kept & (points.length <= gap)
-    reached = points.length[works.cummin()]
-    return None if reached.empty else int(reached.max())
+    gap = min((length for length in unmeasured if length > shortest.length), default=points[-1].length)
+    at_start = fmean(within)
+
+    def works(point: Measurement) -> bool:
+        kept = point.value > KEPT * at_start if shortest.higher_is_better else point.value * KEPT < at_start
+        return kept and point.length <= gap
+
+    return max((point.length for point in takewhile(works, points)), default=None)
 
 
 def unable_tasks(entries: Iterable[Entry]) -> Iterator[str]:
@@ -204,9 +203,9 @@ def unable_tasks(entries: Iterable[Entry]) -> Iterator[str]:
         first = members[0]
         if first.train_length is None or not first.higher_is_better:
             continue
-        points = pd.concat([entry.points for entry in members])
-        within = points.value[points.length <= first.train_length]
-        if len(within) and not within.any():
+        points = [point for entry in members for point in entry.points]
+        within = [point.value for point in points if point.length <= first.train_length]
+        if within and not any(within):
             yield unable_text(model, task, first.metric, first.train_length)
 
 
@@ -218,13 +217,13 @@ def unable_text(model: str, task: str, metric: str, train_length: int) -> str:
     )
 
 
-def mean_over(points: pd.DataFrame) -> float | None:
+def mean_over(points: Collection[Measurement]) -> float | None:
     """Return the mean over lengths; None where there are none."""
-    return None if points.empty else fmean(points.value)
+    return fmean(point.value for point in points) if points else None
 
 
 def _entry(
-    results: Results, points: pd.DataFrame, lengths: set[int], losses: pd.DataFrame, costs: pd.DataFrame
+    results: Results, points: Sequence[Measurement], lengths: set[int], losses: "_Compared", costs: "_Compared"
 ) -> Entry:
     """Return a method's entry, not yet ranked.
 
@@ -232,32 +231,30 @@ def _entry(
         results: Everything.
         points: The method's rows of the ranking metric.
         lengths: Those of all methods.
-        losses: Its NLL, `_marked` among those of all methods.
-        costs: Its costs, marked so too, and where it ran out of memory.
+        losses: Its NLL.
+        costs: Its costs, and where it ran out of memory.
     """
-    first = points.iloc[0]
-    measured = set(points.length)
-    failed = {n for path in set(points.source) for n in results.files[path].out_of_memory(first.task)} - measured
+    first = points[0]
+    runs = [results.files[path] for path in dict.fromkeys(point.source for point in points)]
+    measured = {point.length for point in points}
+    failed = {length for run in runs for length in run.out_of_memory(first.task)} - measured
     missing = lengths - measured - failed
-    overflowed = costs.length[(costs.metric == OOM_METRIC) & (costs.value > 0)]
-    finished = _comparable(costs[costs.metric != OOM_METRIC])
-    cost_length = max(finished.length, default=None)
-    shown = finished[finished.length == cost_length]
+    overflowed = [row.length for row in costs.own if row.metric == OOM_METRIC and row.value > 0]
+    cost_length = max((row.length for row in costs.common), default=None)
     scores, problems = logged_scores(points)
-    runs = [results.files[path] for path in set(points.source)]
     return Entry(
         model=first.model,
         method=first.method,
         task=first.task,
         points=points,
         effective_length=effective_length(points, missing | failed),
-        mean=fmean(points.value),
+        mean=fmean(point.value for point in points),
         mean_interval=mean_interval(points),
         missing=tuple(sorted(missing)),
         out_of_memory=tuple(sorted(failed)),
-        losses=losses,
-        loss=mean_over(_comparable(losses)),
-        costs=dict(zip(shown.metric, shown.value, strict=True)),
+        losses=losses.own,
+        loss=mean_over(losses.common),
+        costs={row.metric: row.value for row in costs.common if row.length == cost_length},
         cost_length=cost_length,
         cost_out_of_memory=min(overflowed, default=None),
         kind=kind_of(runs[0].method_name),
@@ -270,11 +267,13 @@ def _entry(
 
 def _placed(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries in their order, with their ranks."""
+    common: dict[int | None, set[int]] = {}  # lengths that all of an effective length have
+    for entry in entries:
+        common.setdefault(entry.effective_length, set(entry.lengths)).intersection_update(entry.lengths)
     keys: dict[str, tuple[int, float]] = {}
     for entry in entries:
-        equals = [other.lengths for other in entries if other.effective_length == entry.effective_length]
-        common = entry.points[entry.points.length.isin(set.intersection(*map(set, equals)))]
-        mean = entry.mean if common.empty else fmean(common.value)
+        mean = mean_over([point for point in entry.points if point.length in common[entry.effective_length]])
+        mean = entry.mean if mean is None else mean
         keys[entry.method] = (entry.effective_length or 0, mean if entry.higher_is_better else -mean)
     ordered = sorted(entries, key=lambda entry: (*(-part for part in keys[entry.method]), entry.method))
     reached = [keys[entry.method] for entry in ordered]
@@ -331,27 +330,45 @@ def p_value_of_samples(first: Entry, second: Entry) -> float | None:
     return common_p_value(*(entry.scores_at(common) for entry in (first, second)))
 
 
-def _of_first_task(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+def _grouped(rows: Iterable[Measurement], field: str) -> dict[str, list[Measurement]]:
+    """Return the rows by their values of a field, these in order."""
+    found: dict[str, list[Measurement]] = {}
+    for row in rows:
+        found.setdefault(getattr(row, field), []).append(row)
+    return dict(sorted(found.items()))
+
+
+def _of_first_task(rows: Iterable[Measurement], metrics: Collection[str]) -> list[Measurement]:
     """Return the rows of some metrics, of the first task that has one: numbers of two tasks cannot be compared."""
-    chosen = table[table.metric.isin(metrics)]
-    return chosen[chosen.task.eq(chosen.task.min())]
+    chosen = _grouped((row for row in rows if row.metric in metrics), "task")
+    return next(iter(chosen.values()), [])
 
 
-def _costs(of_model: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Return the costs to show for a task, marked: of a benchmark, else what the sweep that ran it measured."""
-    of_sweeps = set(of_model.task[of_model.metric == "sample_s"])
-    benched = _of_first_task(of_model[~of_model.task.isin(of_sweeps)], [*RANKED_COSTS, OOM_METRIC])
-    return _marked(_of_first_task(of_model[of_model.task == task], RANKED_COSTS) if benched.empty else benched)
+def _benched(of_model: Sequence[Measurement]) -> list[Measurement]:
+    """Return the costs of a benchmark, which go before what the sweep that ran a task measured of it."""
+    of_sweeps = {row.task for row in of_model if row.metric == "sample_s"}
+    return _of_first_task((row for row in of_model if row.task not in of_sweeps), [*RANKED_COSTS, OOM_METRIC])
 
 
-def _marked(table: pd.DataFrame) -> pd.DataFrame:
-    """Mark in `is_shared` the rows of the lengths that all methods finished."""
-    finished = table[table.metric != OOM_METRIC]
-    have = set(zip(finished.method, finished.length, strict=True))
-    shared = [n for n in set(finished.length) if all((method, n) in have for method in set(finished.method))]
-    return table.assign(is_shared=table.length.isin(shared))
+class _Compared(NamedTuple):
+    """Hold the rows of one method beside other methods.
+
+    Attributes:
+        own: All of them.
+        common: Of those without `oom` the ones at the lengths that all methods finished; all where none is so.
+    """
+
+    own: Sequence[Measurement] = ()
+    common: Sequence[Measurement] = ()
 
 
-def _comparable(own: pd.DataFrame) -> pd.DataFrame:
-    """Return the marked rows of one method, or all where none is marked."""
-    return own[own.is_shared] if own.is_shared.any() else own
+def _compared(rows: Iterable[Measurement]) -> dict[str, _Compared]:
+    """Return rows by method."""
+    by_method = _grouped(rows, "method")
+    finished = {method: [row for row in own if row.metric != OOM_METRIC] for method, own in by_method.items()}
+    lengths = [{row.length for row in own} for own in finished.values() if own]
+    shared = set.intersection(*lengths) if lengths else set()
+    return {
+        method: _Compared(own, [row for row in finished[method] if row.length in shared] or finished[method])
+        for method, own in by_method.items()
+    }

@@ -112,5 +112,6 @@ def table_of(measurements: Iterable[Measurement]) -> pd.DataFrame:
 
 def measurements(table: pd.DataFrame) -> Iterator[Measurement]:
     """Yield the rows of a table, with None for what is missing."""
-    for row in zip(*(table[field].tolist() for field in Measurement._fields), strict=True):
-        yield Measurement._make(None if pd.isna(value) else value for value in row)
+    columns = (table[field] for field in Measurement._fields)
+    values = (column.astype(object).where(column.notna(), None).tolist() for column in columns)
+    yield from map(Measurement._make, zip(*values, strict=True))

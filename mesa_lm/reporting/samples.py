@@ -2,18 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 
 from mesa_lm.errors import UsageError
 from mesa_lm.reporting import statistics
 from mesa_lm.reporting.aggregations import AGGREGATIONS, Numbers
 from mesa_lm.reporting.file_checks import is_writable
 from mesa_lm.reporting.lm_eval_files import Measurement
-from mesa_lm.reporting.results import measurements
 
 ROUNDING = 1e-6  # by which, of its amount, a metric may differ from what its samples make
 SHOWN = 60  # characters of what was found
@@ -47,18 +48,28 @@ class Scores(NamedTuple):
     """Hold what each sample behind a metric contributes to it.
 
     Attributes:
-        parts: By sample the numbers whose sums over samples give the metric, (samples, parts).
-        documents: By sample the number of its document, which all lengths of a task count alike.
+        places: By sample its row in what follows.
+        parts: The numbers whose sums over samples give the metric, (samples, parts).
+        documents: The number of each sample's document, which all lengths of a task count alike, (samples,).
         value: From sums, (..., parts), to the metric, (...).
     """
 
-    parts: pd.DataFrame
-    documents: "pd.Series[Any]"
+    places: Mapping[str, int]
+    parts: Numbers
+    documents: NDArray[np.int64]
     value: Callable[[Numbers], Numbers]
 
-    def of(self, samples: "pd.Index[str]") -> Numbers:
+    def common(self, other: "Scores") -> list[str]:
+        """Return the samples that another one has too."""
+        return [sample for sample in self.places if sample in other.places]
+
+    def of(self, samples: Iterable[str]) -> Numbers:
         """Return the numbers of some samples, (samples, parts)."""
-        return self.parts.loc[samples].to_numpy()
+        return np.asfortranarray(self.parts[[self.places[sample] for sample in samples]])
+
+    def documents_of(self, samples: Iterable[str]) -> NDArray[np.int64]:
+        """Return the document of each of some samples, (samples,)."""
+        return self.documents[[self.places[sample] for sample in samples]]
 
 
 def answers(measured: Measurement) -> Iterator[Answer]:
@@ -115,6 +126,7 @@ def scores(measured: Measurement) -> Scores:
     for answer in answers(measured):
         # A task may ask the same document twice.
         key = f"{answer.sample}-{answer.doc_id}" if answer.sample in found else answer.sample
+        key = sys.intern(key)  # other methods and lengths have the same samples
         try:
             found[key] = aggregation.parts(answer.score)
         except (TypeError, ValueError, OverflowError):
@@ -123,15 +135,17 @@ def scores(measured: Measurement) -> Scores:
         documents[key] = answer.doc_id
     if not found or measured.samples not in (None, len(found)):
         raise UsageError(f"{path}: {measured.samples} samples expected for {measured.metric}, found {len(found)}")
-    parts = pd.DataFrame.from_dict(found, orient="index", dtype=float)
-    value = float(aggregation.value(parts.to_numpy().sum(axis=0)))
+    # Each part in one piece: so numpy's sums over samples lose the least.
+    parts = np.array(list(found.values()), dtype=float, order="F")
+    value = float(aggregation.value(parts.sum(axis=0)))
     if not math.isclose(value, measured.value, rel_tol=ROUNDING, abs_tol=ROUNDING):
         made = f"the {measured.aggregation} of its samples is {value:.6g}"
         raise _not_comparable(measured, f"{made}, and {measured.source} says {measured.value:.6g}")
-    return Scores(parts, pd.Series(documents), aggregation.value)
+    places = {key: place for place, key in enumerate(found)}
+    return Scores(places, parts, np.array([documents[key] for key in found]), aggregation.value)
 
 
-def logged_scores(points: pd.DataFrame) -> tuple[dict[str, Scores], tuple[str, ...]]:
+def logged_scores(points: Iterable[Measurement]) -> tuple[dict[str, Scores], tuple[str, ...]]:
     """Return what the samples behind some rows contribute.
 
     Args:
@@ -143,7 +157,7 @@ def logged_scores(points: pd.DataFrame) -> tuple[dict[str, Scores], tuple[str, .
     """
     found: dict[str, Scores] = {}
     problems = []
-    for row in measurements(points):
+    for row in points:
         try:
             found |= {row.name: scores(row)} if has_samples(row) else {}
         except NotComparableError:
@@ -165,25 +179,23 @@ def common_p_value(first: Mapping[str, Scores | None], second: Mapping[str, Scor
         The p-value of `statistics.paired_p_value`; None where something is not known, or no sample is common.
     """
     pairs = [(first[name], second[name]) for name in first if name in second]
-    sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
-    value = None
+    asked = []  # documents and numbers of the common samples of each length
     for one, other in pairs:
         if one is None or other is None:
             return None
-        samples = one.parts.index.intersection(other.parts.index)
-        if samples.empty:
-            continue
-        value = one.value
-        for side, scored in zip(sides, (one, other), strict=True):
-            side.append(scored.parts.loc[samples].groupby(one.documents[samples]).sum())
-    if value is None:
+        if samples := one.common(other):
+            asked.append((one.documents_of(samples), one.of(samples), other.of(samples)))
+            value = one.value
+    if not asked:
         return None
-    # (documents, lengths x parts), 0 where a document was not asked at a length
-    tables = [pd.concat(side, axis=1).fillna(0.0).sort_index() for side in sides]
-    first_parts, second_parts = (
-        table.to_numpy().reshape(len(table), len(side), -1) for table, side in zip(tables, sides, strict=True)
-    )
-    return statistics.paired_p_value(first_parts, second_parts, value)
+    documents = np.unique(np.concatenate([own for own, _, _ in asked]))
+    # (lengths, parts, documents), 0 where a document was not asked at a length
+    first_parts, second_parts = np.zeros((2, len(asked), asked[0][1].shape[1], len(documents)))
+    for length, (own, *both) in enumerate(asked):
+        rows = np.searchsorted(documents, own)
+        for sums, parts in zip((first_parts[length], second_parts[length]), both, strict=True):
+            np.add.at(sums.T, rows, parts)
+    return statistics.paired_p_value(first_parts.transpose(2, 0, 1), second_parts.transpose(2, 0, 1), value)
 
 
 def has_samples(measured: Measurement) -> bool:

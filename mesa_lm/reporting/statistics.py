@@ -49,6 +49,14 @@ class Estimate(Protocol):
         """Whether it is a share of successes."""
 
 
+class BoundedEstimate(Estimate, Protocol):
+    """A mean of samples with its interval."""
+
+    @property
+    def interval(self) -> Interval | None:
+        """Its 95% interval; None where unknown."""
+
+
 class PairedTest(NamedTuple):
     """Hold what two methods' scores of the same samples say.
 
@@ -96,15 +104,21 @@ def student_interval(value: float, stderr: float, samples: int | None) -> Interv
     """
     if samples is not None and samples < 2:
         return None
-    half = stderr * (Z_95 if samples is None else float(student.ppf(0.975, samples - 1)))
+    half = stderr * (Z_95 if samples is None else _student_95(samples - 1))
     return Interval(value - half, value + half)
 
 
-def mean_interval(points: pd.DataFrame) -> Interval | None:
+@cache
+def _student_95(freedom: int) -> float:
+    """Return how many standard errors a 95% interval reaches to each side."""
+    return float(student.ppf(0.975, freedom))
+
+
+def mean_interval(points: Sequence["BoundedEstimate"]) -> Interval | None:
     """Return the interval of the mean of independent values from their own intervals.
 
     Args:
-        points: Columns `value`, `low` and `high`.
+        points: The values.
 
     Returns:
         The interval; None where a value has none.
@@ -112,10 +126,14 @@ def mean_interval(points: pd.DataFrame) -> Interval | None:
     Source:
         Zou and Donner 2008, Construction of confidence limits about effect measures: a general approach.
     """
-    if points[["low", "high"]].isna().to_numpy().any():
+    bounds = [point.interval for point in points]
+    known = [interval for interval in bounds if interval is not None]
+    if len(known) < len(bounds):
         return None
-    mean = float(points.value.mean())
-    below, above = (math.hypot(*side) / len(points) for side in (points.value - points.low, points.high - points.value))
+    mean = float(np.mean([point.value for point in points]))
+    pairs = list(zip(points, known, strict=True))
+    below = math.hypot(*(point.value - interval.low for point, interval in pairs)) / len(points)
+    above = math.hypot(*(interval.high - point.value for point, interval in pairs)) / len(points)
     return Interval(mean - below, mean + above)
 
 

@@ -22,7 +22,8 @@ def sources(tmp_path):
 def test_what_two_sources_have_stays_two_rows(sources):
     entries = {entry.method: entry for entry in rank(read_merged(sources))}
     assert entries.keys() == {"origin @ ours", "origin @ theirs", "mesa @ ours", "mesa @ theirs", "yarn"}
-    assert [entries[f"mesa @ {name}"].points.value.tolist() for name in ("ours", "theirs")] == [[1, 0.95], [0.5, 0.45]]
+    values = [[point.value for point in entries[f"mesa @ {name}"].points] for name in ("ours", "theirs")]
+    assert values == [[1, 0.95], [0.5, 0.45]]
     assert {entry.kind for label, entry in entries.items() if label.startswith("mesa")} == {"chunked"}
 
 

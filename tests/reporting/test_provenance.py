@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from made_results import line, report
+from made_results import measurement, report
 
 from mesa_lm.reporting.lm_eval_files import ResultsFile
 from mesa_lm.reporting.provenance import PARTS, listed, row_provenance, run_provenance
@@ -35,9 +34,11 @@ def test_sources_that_were_changed_since_their_commit_are_told(dirty, shown):
 
 def test_a_row_of_several_runs_lists_each_value_once():
     files = {Path("a"): file("a"), Path("b"): file("b", commit="1" * 40)}
-    points = line({512: 1.0}, name="keys_512", source=Path("a"))
-    both = [points, line({1024: 1.0}, name="keys_1k", source=Path("b"), samples=30)]
-    found = row_provenance(pd.concat(both), files)
+    points = [
+        measurement(length=512, name="keys_512", source=Path("a")),
+        measurement(length=1024, name="keys_1k", source=Path("b"), samples=30),
+    ]
+    found = row_provenance(points, files)
     assert found["commit"] == "0123456789ab, 111111111111"
     assert (found["samples per length"], found["task version"]) == ("20 to 30", "2.0")
     assert found.keys() <= set(PARTS)

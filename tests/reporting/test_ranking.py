@@ -1,7 +1,10 @@
 """How methods are ranked."""
 
+import json
+
+import pandas as pd
 import pytest
-from made_results import line, ranked, save_results
+from made_results import measurement, ranked, save_results
 
 from mesa_lm.reporting.changes import changes
 from mesa_lm.reporting.ranking import effective_length, rank, unable_tasks
@@ -59,8 +62,9 @@ def test_without_a_length_within_training_nothing_can_be_said(tmp_path):
 
 
 def test_without_a_training_length_nothing_can_be_said():
-    assert effective_length(line({512: 1.0, 1024: 0.5}, train_length=None)) is None
-    assert effective_length(line({512: 1.0, 1024: 0.5})) == 512
+    points = [measurement(length=512, value=1.0), measurement(length=1024, value=0.5)]
+    assert effective_length([point._replace(train_length=None) for point in points]) is None
+    assert effective_length(points) == 512
 
 
 def test_p_values_are_corrected_for_the_number_of_methods(tmp_path):
@@ -76,7 +80,7 @@ def test_without_samples_there_is_no_p_value(tmp_path):
 
 def test_the_interval_of_one_length_is_its_own(tmp_path):
     (entry,) = ranked(tmp_path, {"a": {512: 20}})
-    assert entry.mean_interval == pytest.approx(tuple(entry.points[["low", "high"]].iloc[0]))
+    assert entry.mean_interval == entry.points[0].interval
 
 
 def test_the_loss_and_the_costs_come_from_other_tasks(tmp_path):
@@ -186,3 +190,37 @@ def test_a_task_that_no_method_can_do_within_t_is_said_to_be_so(tmp_path):
         "methods"
     ]
     assert list(unable_tasks(ranked(tmp_path, {"c": {512: 1}}))) == []
+
+
+def test_every_results_file_and_every_sample_is_read_once(tmp_path, monkeypatch):
+    methods, lengths, samples = ["origin", *(f"m{i}" for i in range(5))], (512, 1024), 20
+    for method in methods:
+        save_results(tmp_path, method, {n: {f"doc{i}": float(i < 10) for i in range(samples)} for n in lengths})
+    parsed = counted_calls(monkeypatch, json, "loads")
+    assert len(rank(read([tmp_path]))) == len(methods)
+    assert len(parsed) == len(methods) * (1 + len(lengths) * samples)
+
+
+def test_the_table_is_asked_once_for_all_methods(tmp_path, monkeypatch):
+    asked = []
+    for count in (2, 12):
+        for i in range(count):
+            save_results(tmp_path / str(count), f"m{i}", {512: {"a": 1.0, "b": 0.0}, 1024: {"a": 0.0, "b": 0.0}})
+        results = read([tmp_path / str(count)])
+        with monkeypatch.context() as patch:
+            calls = counted_calls(patch, pd.DataFrame, "__getitem__")
+            assert len(rank(results)) == count
+        asked.append(len(calls))
+    assert 0 < asked[0] == asked[1]
+
+
+def counted_calls(monkeypatch, owner, name):
+    """A list that gets an element whenever a function is called."""
+    calls, function = [], getattr(owner, name)
+
+    def counting(*args, **options):
+        calls.append(name)
+        return function(*args, **options)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls

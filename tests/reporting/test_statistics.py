@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_results import line, measurement
+from made_results import measurement
 from scipy.stats import t as student
 
 from mesa_lm.reporting.aggregations import mean
@@ -73,12 +72,12 @@ def test_a_mean_of_other_scores_is_rarely_taken_for_a_share() -> None:
 
 
 def test_interval_of_a_mean() -> None:
-    points = line({512: 3.0, 1024: 5.0}, stderr=0.3)
+    points = [measurement(value=3.0, stderr=0.3), measurement(value=5.0, stderr=0.3)]
     t = 2.093024  # of 19 degrees of freedom
     half = t * math.hypot(0.3, 0.3) / 2
     assert mean_interval(points) == pytest.approx((4 - half, 4 + half))
-    assert mean_interval(points.head(1)) == pytest.approx((3 - t * 0.3, 3 + t * 0.3))
-    assert mean_interval(pd.concat([points, line({2048: 3.0})])) is None
+    assert mean_interval(points[:1]) == pytest.approx((3 - t * 0.3, 3 + t * 0.3))
+    assert mean_interval([*points, measurement(value=3.0)]) is None
 
 
 def of(*values: float) -> np.ndarray:
