@@ -166,7 +166,7 @@ def test_a_folder_in_the_place_of_a_file_or_the_reverse_is_named(sweep, local_ra
         run_sweep(sweep, factory=FakeWorker)
 
 
-@pytest.mark.parametrize("what", ["stop once", "hang once"])
+@pytest.mark.parametrize("what", ["stop once", pytest.param("hang once", marks=pytest.mark.slow)])
 def test_the_shard_of_a_worker_that_does_not_move_on_is_given_to_another(sweep, local_ray, what):
     """Stopped, it answers nobody, not even Ray; hanging, it says itself that its shard stands still."""
     order(sweep, 0, "passkey_long_130", 1, what)
